@@ -1,0 +1,129 @@
+"""What one would use without diffvi; every generator has ``fit(train, labels_key)`` and ``generate(labels, seed)``."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import scvi
+import torch
+from anndata import AnnData
+from scipy import sparse
+from sklearn.mixture import GaussianMixture
+
+from diffvi.metrics._counts import dense
+
+
+class Generator(Protocol):
+    """A method that learns from labelled cells and generates cells with given labels."""
+
+    name: str
+
+    def fit(self, train: AnnData, labels_key: str) -> None:
+        """Learn from raw counts in ``train.X`` and ``train.obs[labels_key]``."""
+
+    def generate(self, labels: np.ndarray, seed: int) -> AnnData:
+        """Generate one cell for every label."""
+
+
+class IndependentNB:
+    """Each gene on its own, negative binomial within a label, at library sizes drawn from the label's cells."""
+
+    name = "independent NB per label"
+
+    def fit(self, train: AnnData, labels_key: str) -> None:
+        """Moment estimates of share and dispersion of each gene in each label."""
+        self.var, self.labels_key = train.var[[]].copy(), labels_key
+        labels = train.obs[labels_key].to_numpy(str)
+        self.models = {}
+        for label in np.unique(labels):
+            x = dense(train.X[labels == label])
+            library = x.sum(1)
+            share = x.sum(0) / library.sum()
+            mean = library[:, None] * share
+            extra = ((x - mean) ** 2 - mean).sum(0)
+            theta = np.where(extra > 0, (mean**2).sum(0) / np.maximum(extra, 1e-12), 1e6)
+            self.models[label] = library, share, np.clip(theta, 1e-3, 1e6)
+
+    def generate(self, labels: np.ndarray, seed: int) -> AnnData:
+        """Draw counts gene by gene."""
+        rng = np.random.default_rng(seed)
+        counts = np.zeros((len(labels), len(self.var)))
+        for label in np.unique(labels):
+            library, share, theta = self.models[label]
+            rows = labels == label
+            mean = rng.choice(library, rows.sum())[:, None] * share
+            counts[rows] = rng.poisson(rng.gamma(theta, mean / theta))
+        return _cells(counts, labels, self.labels_key, self.var)
+
+
+class SCVIPrior:
+    """scVI with its defaults; latents from N(0, I), library sizes from the label's training cells."""
+
+    name = "scVI, N(0, I)"
+
+    def fit(self, train: AnnData, labels_key: str) -> None:
+        """Train :class:`scvi.model.SCVI` with its own defaults."""
+        self.var, self.labels_key = train.var[[]].copy(), labels_key
+        self.labels = train.obs[labels_key].to_numpy(str)
+        self.library = np.asarray(train.X.sum(1)).ravel()
+        train = train.copy()
+        scvi.model.SCVI.setup_anndata(train)
+        self.model = scvi.model.SCVI(train)
+        self.model.train(enable_progress_bar=False)
+
+    def latents(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One latent a label."""
+        return rng.normal(size=(len(labels), self.model.module.n_latent))
+
+    def generate(self, labels: np.ndarray, seed: int) -> AnnData:
+        """Decode latents and draw counts."""
+        rng = np.random.default_rng(seed)
+        torch.manual_seed(seed)
+        library = np.array([rng.choice(self.library[self.labels == label]) for label in labels])
+        return self._decode(self.latents(labels, rng), library, labels)
+
+    @torch.inference_mode()
+    def _decode(self, z: np.ndarray, library: np.ndarray, labels: np.ndarray) -> AnnData:
+        module: Any = self.model.module
+        px = module.generative(
+            z=torch.as_tensor(z, dtype=torch.float32),
+            library=torch.as_tensor(np.log(library), dtype=torch.float32)[:, None],
+            batch_index=torch.zeros(len(z), 1, dtype=torch.long),
+        )["px"]
+        return _cells(px.sample().numpy(), labels, self.labels_key, self.var)
+
+
+class SCVIGaussianMixture(SCVIPrior):
+    """scVI with its defaults; latents from a Gaussian mixture fitted to each label's posterior means."""
+
+    name = "scVI, GMM per label"
+
+    def fit(self, train: AnnData, labels_key: str) -> None:
+        """Train scVI, then fit a mixture of up to 3 Gaussians to each label."""
+        super().fit(train, labels_key)
+        z = self.model.get_latent_representation()
+        self.mixtures = {}
+        for label in np.unique(self.labels):
+            points = z[self.labels == label]
+            self.mixtures[label] = GaussianMixture(
+                min(3, max(1, len(points) // 20)), random_state=0, reg_covar=1e-4
+            ).fit(points)
+
+    def latents(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One latent a label, from the label's mixture."""
+        z = np.empty((len(labels), self.model.module.n_latent))
+        for label in np.unique(labels):
+            mixture, n = self.mixtures[label], int((labels == label).sum())
+            mixture.set_params(random_state=int(rng.integers(2**31)))
+            z[labels == label] = rng.permutation(mixture.sample(n)[0])
+        return z
+
+
+BASELINES: list[type[Generator]] = [IndependentNB, SCVIPrior, SCVIGaussianMixture]
+
+
+def _cells(counts: np.ndarray, labels: np.ndarray, labels_key: str, var: pd.DataFrame) -> AnnData:
+    obs = pd.DataFrame({labels_key: pd.Categorical(labels)}, index=[f"cell_{i}" for i in range(len(labels))])
+    return AnnData(sparse.csr_matrix(counts.astype(np.int32)), obs=obs, var=var)

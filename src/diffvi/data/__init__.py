@@ -1,0 +1,17 @@
+"""Between AnnData and tensors: fields, checks, conditions by name, the latent data set, counts."""
+
+from ._conditions import ConditionVocabulary
+from ._counts import sample_counts
+from ._fields import ConditionsField, CountsField, LabelsField, scvi_fields
+from ._latents import LatentData, TrainingTable
+
+__all__ = [
+    "ConditionVocabulary",
+    "ConditionsField",
+    "CountsField",
+    "LabelsField",
+    "LatentData",
+    "TrainingTable",
+    "sample_counts",
+    "scvi_fields",
+]

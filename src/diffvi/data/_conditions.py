@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+from diffvi._exceptions import InvalidInputError, listed, one_of
+from diffvi.nn import Attribute
+
+
+@dataclass
+class ConditionVocabulary:
+    """Names, categories and scales of the attributes: the translation between names and codes.
+
+    It is stored as plain lists and numbers in the model's registry, so that conditions can be given by
+    name after a model is loaded without its data.
+    """
+
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def from_obs(cls, obs: pd.DataFrame, keys: Sequence[str]) -> ConditionVocabulary:
+        """Learn the vocabulary of ``keys``; numeric columns become numeric attributes, all others categories."""
+        entries: dict[str, dict[str, Any]] = {}
+        for key in keys:
+            values = obs[key].dropna()
+            if len(values) == 0:
+                raise InvalidInputError(f"`condition_keys`: adata.obs[{key!r}] has no value for any cell.")
+            if is_numeric_dtype(values) and not is_bool_dtype(values):
+                if not np.isfinite(values.to_numpy(float)).all():
+                    raise InvalidInputError(f"`condition_keys`: adata.obs[{key!r}] holds infinite values.")
+                entries[key] = {"mean": float(values.mean()), "sd": float(values.std(ddof=0)) or 1.0}
+            else:
+                entries[key] = {
+                    "categories": values.astype("category").cat.remove_unused_categories().cat.categories.tolist()
+                }
+        return cls(entries)
+
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, dict[str, Any]]) -> ConditionVocabulary:
+        return cls({name: dict(entry) for name, entry in entries.items()})
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return self.from_dict(self.entries).entries
+
+    def extended(self, obs: pd.DataFrame) -> ConditionVocabulary:
+        """A vocabulary with the categories of ``obs`` that are new appended at the end."""
+        new = self.from_dict(self.entries)
+        for name, entry in new.entries.items():
+            if "categories" in entry and name in obs:
+                seen = set(entry["categories"])
+                entry["categories"] = [*entry["categories"], *sorted(set(obs[name].dropna()) - seen)]
+        return new
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.entries)
+
+    @property
+    def attributes(self) -> list[Attribute]:
+        """The attributes as the network sees them."""
+        return [Attribute(n, len(e["categories"]) if "categories" in e else None) for n, e in self.entries.items()]
+
+    def describe(self) -> Iterator[tuple[str, str, str]]:
+        """Name, kind and values of each attribute, for people."""
+        for name, entry in self.entries.items():
+            if "categories" in entry:
+                yield name, "categorical", listed(entry["categories"], 6)
+            else:
+                yield name, "numeric", f"mean {entry['mean']:.4g}, sd {entry['sd']:.4g}"
+
+    def encode_obs(self, obs: pd.DataFrame) -> np.ndarray:
+        """Codes of shape ``(n_cells, n_attributes)``; NaN where a value is absent or unknown."""
+        codes = np.full((len(obs), len(self.entries)), np.nan, dtype=np.float32)
+        for j, name in enumerate(self.entries):
+            if name in obs:
+                codes[:, j] = self._encode(name, obs[name])
+        return codes
+
+    def encode(self, conditions: Mapping[str, Any] | None, n_obs: int) -> np.ndarray:
+        """Codes for conditions by name, each a single value or one for every cell.
+
+        Raises
+        ------
+        InvalidInputError
+            For an unknown attribute or value, naming it and the known ones, or a wrong length.
+        """
+        codes = np.full((n_obs, len(self.entries)), np.nan, dtype=np.float32)
+        if conditions is not None and not isinstance(conditions, Mapping):
+            raise InvalidInputError(
+                f"`conditions` must be a mapping such as {{'cell_type': 'B cell'}}; got {type(conditions).__name__}."
+            )
+        for name, value in (conditions or {}).items():
+            one_of("conditions", name, self.entries)
+            single = isinstance(value, str) or np.ndim(value) == 0
+            values = pd.Series([value] * n_obs if single else list(value), dtype=object)
+            if len(values) != n_obs:
+                raise InvalidInputError(f"`conditions[{name!r}]` has {len(values)} values for {n_obs} cells.")
+            column = self._encode(name, values)
+            unknown = np.isnan(column) & ~values.isna().to_numpy(bool)
+            if unknown.any():
+                entry = self.entries[name]
+                allowed = listed(entry["categories"], 40) if "categories" in entry else "finite numbers"
+                raise InvalidInputError(
+                    f"`conditions[{name!r}]`: unknown value {values[unknown].iloc[0]!r}; known are {allowed}."
+                )
+            codes[:, self.names.index(name)] = column
+        return codes
+
+    def _encode(self, name: str, values: pd.Series) -> np.ndarray:
+        entry = self.entries[name]
+        if "categories" in entry:
+            index = pd.Index(entry["categories"]).get_indexer(pd.Index(values.astype(object)))
+            return np.where(index < 0, np.nan, index).astype(np.float32)
+        numbers = pd.to_numeric(values, errors="coerce").to_numpy(float)
+        return np.where(np.isfinite(numbers), (numbers - entry["mean"]) / entry["sd"], np.nan).astype(np.float32)
+
+    def decode(self, codes: np.ndarray, index: pd.Index | None = None) -> pd.DataFrame:
+        """The ``obs`` columns that codes stand for; attributes that were not given are missing values."""
+        obs = pd.DataFrame(index=index if index is not None else pd.RangeIndex(len(codes)).astype(str))
+        for j, (name, entry) in enumerate(self.entries.items()):
+            missing = np.isnan(codes[:, j])
+            if "categories" in entry:
+                position = np.where(missing, -1, np.nan_to_num(codes[:, j])).astype(int)
+                obs[name] = pd.Categorical.from_codes(position, categories=entry["categories"])
+            else:
+                obs[name] = codes[:, j].astype(float) * entry["sd"] + entry["mean"]
+        return obs
+
+    def scales(self, guidance_scale: float | Mapping[str, float]) -> list[float]:
+        """One guidance scale for each attribute, from a number or a mapping by name (1 where not named)."""
+        given = guidance_scale if isinstance(guidance_scale, Mapping) else dict.fromkeys(self.entries, guidance_scale)
+        for name, value in given.items():
+            one_of("guidance_scale", name, self.entries)
+            if not isinstance(value, int | float | np.number) or not np.isfinite(value) or value < 0:
+                raise InvalidInputError(f"`guidance_scale` must be a finite number of at least 0; got {value!r}.")
+        return [float(given.get(name, 1.0)) for name in self.entries]

@@ -1,0 +1,259 @@
+"""AnnData fields: scvi's own, with checks that say what is wrong and conditions that tolerate gaps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import rich.table
+from anndata import AnnData
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.data import fields
+from scvi.data._constants import _ADATA_MINIFY_TYPE_UNS_KEY
+
+from diffvi._exceptions import InvalidInputError, listed
+
+from ._conditions import ConditionVocabulary
+
+CONDITIONS_KEY = "diffvi_conditions"
+
+
+def check_obs_columns(adata: AnnData, **columns: str | Sequence[str] | None) -> None:
+    """Raise if a column that an argument names is not in ``adata.obs``."""
+    for argument, keys in columns.items():
+        for key in [keys] if isinstance(keys, str) else keys or []:
+            if key not in adata.obs:
+                raise InvalidInputError(f"`{argument}`: adata.obs has no column {key!r}; it has {listed(adata.obs)}.")
+
+
+def check_complete(adata: AnnData, **columns: str | None) -> None:
+    """Raise if a column that needs a value for every cell holds NaN."""
+    for argument, key in columns.items():
+        if key is not None and (n := int(adata.obs[key].isna().sum())):
+            raise InvalidInputError(
+                f"`{argument}`: adata.obs[{key!r}] has no value (NaN) for {n} of {adata.n_obs} cells."
+            )
+
+
+def check_counts(adata: AnnData, layer: str | None, rows: int = 50_000) -> None:
+    """Raise unless the matrix holds finite non-negative whole numbers and no cell is empty."""
+    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    if layer is not None and layer not in adata.layers:
+        raise InvalidInputError(f"`layer`: adata.layers has no {layer!r}; it has {listed(adata.layers)}.")
+    if 0 in adata.shape:
+        raise InvalidInputError(
+            f"`adata` has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is needed."
+        )
+    x = adata.X if layer is None else adata.layers[layer]
+    if x is None:
+        raise InvalidInputError(f"{where} is empty (None): raw counts are needed there.")
+    for start in range(0, adata.n_obs, rows):
+        block = x[start : start + rows]
+        values = block.data if sparse.issparse(block) else np.asarray(block)
+        bad = None
+        if not np.isfinite(values).all():
+            bad = "NaN or infinite values"
+        elif (values < 0).any():
+            bad = f"negative values (such as {values[values < 0].flat[0]:g})"
+        elif not np.issubdtype(values.dtype, np.integer) and (values % 1 != 0).any():
+            bad = f"values that are not whole numbers (such as {values[values % 1 != 0].flat[0]:g})"
+        if bad:
+            raise InvalidInputError(
+                f"{where} holds {bad}; raw counts are needed. If they are in a layer, name it with `layer=`."
+            )
+        empty = np.flatnonzero(np.asarray(block.sum(1)).ravel() == 0)
+        if len(empty):
+            names = listed(adata.obs_names[start + empty], 3)
+            raise InvalidInputError(
+                f"{where} has cells without a single count ({names}): remove them with "
+                "`scanpy.pp.filter_cells(adata, min_counts=1)`."
+            )
+
+
+class CountsField(fields.LayerField):
+    """Raw counts, checked in full; new data must have the model's genes in the model's order."""
+
+    def validate_field(self, adata: AnnData) -> None:
+        if _ADATA_MINIFY_TYPE_UNS_KEY not in adata.uns:
+            check_counts(adata, self.attr_key)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not contain unnormalized count data")
+            super().validate_field(adata)
+
+    def register_field(self, adata: AnnData) -> dict:
+        state = super().register_field(adata)
+        if _ADATA_MINIFY_TYPE_UNS_KEY not in adata.uns and not getattr(adata, "isbacked", False):
+            x = self.get_field_data(adata)
+            silent = adata.var_names[np.asarray(x.sum(0)).ravel() == 0]
+            if len(silent):
+                warnings.warn(
+                    f"{len(silent)} of {adata.n_vars} genes have no counts at all ({listed(silent, 3)}); nothing can be "
+                    "learned about them. `scanpy.pp.filter_genes(adata, min_cells=1)` removes them.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        return state
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
+        known = pd.Index(state_registry[self.COLUMN_NAMES_KEY])
+        check_genes(known, adata_target.var_names)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*genes have no counts at all")
+            return super().transfer_field(state_registry, adata_target, **kwargs)
+
+
+def check_genes(known: pd.Index, given: pd.Index) -> None:
+    """Raise unless ``given`` is ``known``, saying whether genes are missing, surplus or out of order."""
+    if known.equals(pd.Index(given)):
+        return
+    missing, surplus = known.difference(given, sort=False), pd.Index(given).difference(known, sort=False)
+    if len(missing):
+        why = f"lacks {len(missing)} of the model's {len(known)} genes ({listed(missing, 5)})"
+    elif len(surplus):
+        why = f"has {len(surplus)} genes that the model does not know ({listed(surplus, 5)})"
+    else:
+        why = "has the model's genes in another order"
+    raise InvalidInputError(
+        f"`adata` {why}. `adata[:, model.get_var_names()]` selects and orders them; "
+        "`prepare_query_anndata` also fills missing ones with zeros."
+    )
+
+
+class LabelsField(fields.CategoricalObsField):
+    """Labels that a query may lack: the likelihood needs them only for ``dispersion="gene-label"``.
+
+    Missing, unknown and NaN labels get code 0 here and a null condition in :class:`ConditionsField`.
+    """
+
+    def register_field(self, adata: AnnData) -> dict:
+        if self.is_default:
+            return super().register_field(adata)
+        self.validate_field(adata)
+        categories = adata.obs[self._original_attr_key].astype("category").cat.remove_unused_categories().cat.categories
+        if len(categories) == 0:
+            raise InvalidInputError(f"`labels_key`: adata.obs[{self._original_attr_key!r}] has no value for any cell.")
+        return self._encode(adata, categories.to_numpy(copy=True))
+
+    def transfer_field(
+        self, state_registry: dict, adata_target: AnnData, extend_categories: bool = False, **kwargs: Any
+    ) -> dict:
+        if self.is_default:
+            return super().transfer_field(state_registry, adata_target, extend_categories=extend_categories, **kwargs)
+        known = state_registry[self.CATEGORICAL_MAPPING_KEY].copy()
+        if extend_categories and self._original_attr_key in adata_target.obs:
+            new = pd.Index(adata_target.obs[self._original_attr_key].dropna().unique()).difference(pd.Index(known))
+            known = np.concatenate([known, new.to_numpy()])
+        return self._encode(adata_target, known)
+
+    def _encode(self, adata: AnnData, categories: np.ndarray) -> dict:
+        values = adata.obs.get(self._original_attr_key, pd.Series(np.nan, index=adata.obs_names))
+        codes = pd.Categorical(values, categories=categories).codes
+        adata.obs[self.attr_key] = np.maximum(codes, 0).astype(np.int64)
+        return {self.CATEGORICAL_MAPPING_KEY: categories, self.ORIGINAL_ATTR_KEY: self._original_attr_key}
+
+
+class ConditionsField(fields.BaseAnnDataField):
+    """The attributes that condition the prior, encoded into one float matrix in ``obsm``.
+
+    Category codes, standardised numbers, and NaN for whatever is missing: a query without some of the
+    columns, or with values that training never saw, is encoded as not given.
+
+    Parameters
+    ----------
+    keys
+        Columns of ``adata.obs``.
+    """
+
+    VOCABULARY_KEY = "vocabulary"
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        super().__init__()
+        self.keys = list(dict.fromkeys(keys))
+
+    @property
+    def registry_key(self) -> str:
+        return CONDITIONS_KEY
+
+    @property
+    def attr_name(self) -> str:
+        return "obsm"
+
+    @property
+    def attr_key(self) -> str:
+        return f"_{CONDITIONS_KEY}"
+
+    @property
+    def is_empty(self) -> bool:
+        return False
+
+    def validate_field(self, adata: AnnData) -> None:
+        check_obs_columns(adata, condition_keys=self.keys)
+
+    def register_field(self, adata: AnnData) -> dict:
+        super().register_field(adata)
+        return self._write(adata, ConditionVocabulary.from_obs(adata.obs, self.keys))
+
+    def transfer_field(
+        self, state_registry: dict, adata_target: AnnData, extend_categories: bool = False, **kwargs: Any
+    ) -> dict:
+        vocabulary = ConditionVocabulary.from_dict(state_registry[self.VOCABULARY_KEY])
+        return self._write(adata_target, vocabulary.extended(adata_target.obs) if extend_categories else vocabulary)
+
+    def _write(self, adata: AnnData, vocabulary: ConditionVocabulary) -> dict:
+        adata.obsm[self.attr_key] = vocabulary.encode_obs(adata.obs)
+        return {self.VOCABULARY_KEY: vocabulary.to_dict()}
+
+    def get_summary_stats(self, state_registry: dict) -> dict:
+        return {"n_conditions": len(state_registry[self.VOCABULARY_KEY])}
+
+    def view_state_registry(self, state_registry: dict) -> rich.table.Table:
+        table = rich.table.Table(title="Conditions of the prior")
+        for column in ("Source Location", "Kind", "Values"):
+            table.add_column(column)
+        for name, kind, values in ConditionVocabulary.from_dict(state_registry[self.VOCABULARY_KEY]).describe():
+            table.add_row(f"adata.obs[{name!r}]", kind, values)
+        return table
+
+
+def scvi_fields(
+    adata: AnnData,
+    layer: str | None,
+    batch_key: str | None,
+    labels_key: str | None,
+    size_factor_key: str | None,
+    categorical_covariate_keys: Sequence[str] | None,
+    continuous_covariate_keys: Sequence[str] | None,
+    condition_keys: Sequence[str] | None,
+) -> list[fields.BaseAnnDataField]:
+    """The fields of :class:`scvi.model.SCVI` and those of the prior, after a check of every argument."""
+    check_obs_columns(
+        adata,
+        batch_key=batch_key,
+        labels_key=labels_key,
+        size_factor_key=size_factor_key,
+        categorical_covariate_keys=categorical_covariate_keys,
+        continuous_covariate_keys=continuous_covariate_keys,
+        condition_keys=condition_keys,
+    )
+    check_complete(adata, batch_key=batch_key, size_factor_key=size_factor_key)
+    for argument, keys in (
+        ("categorical_covariate_keys", categorical_covariate_keys),
+        ("continuous_covariate_keys", continuous_covariate_keys),
+    ):
+        for key in keys or ():
+            check_complete(adata, **{argument: key})
+    if size_factor_key is not None and not (adata.obs[size_factor_key] > 0).all():
+        raise InvalidInputError(f"`size_factor_key`: adata.obs[{size_factor_key!r}] has values that are not positive.")
+    return [
+        CountsField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
+        fields.CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+        LabelsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+        fields.NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+        fields.CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+        fields.NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+        ConditionsField([key for key in (labels_key, batch_key, *(condition_keys or ())) if key is not None]),
+    ]

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scvi.data import AnnDataManager
+from scvi.data.fields import ObsmField
+
+
+@dataclass
+class LatentData:
+    """Everything stage 2 sees: posterior mean and scale of the state, and codes, for every cell.
+
+    Parameters
+    ----------
+    mean, scale
+        Shape ``(n_cells, d)``.
+    codes
+        Attribute codes, ``(n_cells, n_attributes)``, NaN where unknown.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    codes: np.ndarray
+
+    KEYS = ("mean", "scale", "codes")
+
+    def manager(self) -> AnnDataManager:
+        """A manager over an AnnData without genes, which scvi's splitter, samplers and runner accept."""
+        adata = AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(self.mean)).astype(str)))
+        for key in self.KEYS:
+            adata.obsm[key] = np.ascontiguousarray(getattr(self, key), dtype=np.float32)
+        manager = AnnDataManager(fields=[ObsmField(key, key) for key in self.KEYS])
+        manager.register_fields(adata)
+        return manager
+
+
+@dataclass
+class TrainingTable:
+    """What generation has to remember of the training cells, when the data are gone.
+
+    The decoder needs a batch and covariates for every cell, and the empirical library sizes are one of
+    the options; both are drawn from cells that match the conditions asked for.
+
+    Parameters
+    ----------
+    codes
+        Attribute codes, ``(n, n_attributes)``.
+    log_library
+        Log library size (or log size factor), ``(n,)``.
+    batch, labels
+        scvi's codes, ``(n,)``.
+    cat_covs, cont_covs
+        Covariates of the decoder, ``(n, k)``, or ``None``.
+    """
+
+    codes: np.ndarray
+    log_library: np.ndarray
+    batch: np.ndarray
+    labels: np.ndarray
+    cat_covs: np.ndarray | None = None
+    cont_covs: np.ndarray | None = None
+
+    MAX_CELLS = 50_000
+
+    def subset(self, rows: np.ndarray) -> TrainingTable:
+        """The given rows."""
+        values: dict[str, Any] = {k: None if v is None else v[rows] for k, v in vars(self).items()}
+        return TrainingTable(**values)
+
+    def match(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """For each row of ``codes``, a training cell that agrees with it, picked by a number in [0, 1).
+
+        Only categories have to agree, because no two cells share a measured number. If no cell has the
+        combination, agreement is given up from the last attribute to the first.
+        """
+        rows = np.empty(len(codes), dtype=int)
+        unique, inverse = np.unique(np.nan_to_num(codes, nan=-1e9), axis=0, return_inverse=True)
+        inverse = np.asarray(inverse).ravel()
+        for i, wanted in enumerate(unique):
+            pool = np.arange(len(self.codes))
+            for j, value in enumerate(wanted):
+                if value > -1e9 and len(agree := pool[self.codes[pool, j] == value]):
+                    pool = agree
+            asked = inverse == i
+            rows[asked] = pool[(uniform[asked] * len(pool)).astype(int)]
+        return rows

@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scvi
+import torch
+from anndata import AnnData
+from scipy import sparse
+from scvi.utils import track
+
+from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_random
+from diffvi._random import CellStreams
+from diffvi._version import __version__
+from diffvi.data import TrainingTable, sample_counts
+from diffvi.process import SAMPLERS, get_sampler
+
+DEFAULT_STEPS = {"ddpm": 1000, "ddim": 20, "euler": 20, "heun": 8, "dpmpp_2m": 16}
+
+
+class GenerationMixin:
+    """Sampling from the prior, its likelihood, and decoding; shared by all models."""
+
+    module: Any
+    training_table_: dict[str, Any] | None
+
+    def generate(
+        self,
+        n_obs: int,
+        conditions: Mapping[str, Any] | None = None,
+        guidance_scale: float | Mapping[str, float] = 1.0,
+        n_steps: int | None = None,
+        sampler: str | None = None,
+        library_size: str | float | Sequence[float] | np.ndarray | None = None,
+        seed: int | None = None,
+        batch_size: int = 2048,
+        show_progress: bool = False,
+    ) -> AnnData:
+        """Generate cells with integer counts.
+
+        Parameters
+        ----------
+        n_obs
+            Number of cells.
+        conditions
+            Attributes by name, each one value or a sequence of ``n_obs``, such as ``{"cell_type": "CD19+ B"}``.
+            What is not given follows the learned marginal distribution. A batch or covariate that the
+            decoder needs is then that of a random training cell with the given attributes.
+        guidance_scale
+            Strength of classifier-free guidance, one number or one for each attribute. At 1 cells follow
+            the learned conditional distribution; larger values make them more typical of their
+            conditions and less diverse.
+        n_steps
+            Steps of the sampler; ``None`` for its default (8 for Heun, which evaluates the network twice a
+            step; 16 for DPM-Solver++, 20 for DDIM and Euler, 1000 for DDPM).
+        sampler
+            ``"heun"``, ``"dpmpp_2m"``, ``"ddim"``, ``"euler"`` or ``"ddpm"``; ``None`` for Heun, or for
+            DPM-Solver++(2M) where the denoiser predicts the data, whose drift is inexact near the data.
+        library_size
+            ``None``: generated together with the latent. ``"empirical"``: that of a random training cell
+            with the same conditions. A number, or one for each cell: expected total counts (the size
+            factor, in models with ``size_factor_key``).
+        seed
+            With the same seed and arguments the same cells come out, whatever the ``batch_size``, and
+            the first ``n`` cells do not depend on ``n_obs``. ``None`` draws one; it is recorded.
+        batch_size
+            Cells decoded at a time; bounds the memory.
+        show_progress
+            Show a progress bar.
+
+        Returns
+        -------
+        AnnData with ``X`` (``int32`` counts, CSR, ``n_obs`` x genes), ``layers["normalized"]`` (decoded
+        expression; each cell sums to 1), ``obsm["X_latent"]``, ``obs`` (conditions; missing where not
+        given) and ``uns["diffvi"]`` (model, versions, seed, sampler and its settings).
+
+        Raises
+        ------
+        NotTrainedError
+            If the diffusion stage is not trained.
+        InvalidInputError
+            For an argument that is not allowed; the message names it, its value and what is.
+
+        Examples
+        --------
+        >>> cells = model.generate(100, conditions={"cell_type": "CD19+ B"}, seed=0)  # doctest: +SKIP
+        """
+        self._require("diffusion")  # type: ignore[attr-defined]
+        n_obs, batch_size = positive_int("n_obs", n_obs), positive_int("batch_size", batch_size)
+        if sampler is None:
+            sampler = "dpmpp_2m" if self.module.prior.prediction == "data" else "heun"
+        one_of("sampler", sampler, SAMPLERS)
+        n_steps = DEFAULT_STEPS[sampler] if n_steps is None else positive_int("n_steps", n_steps)
+        seed = seed_or_random(seed)
+        vocabulary = self.vocabulary  # type: ignore[attr-defined]
+        codes = vocabulary.encode(conditions, n_obs)
+        scales = vocabulary.scales(guidance_scale)
+        log_library = _log_library(library_size, n_obs)
+
+        parts: list[dict[str, Any]] = []
+        starts = range(0, n_obs, batch_size)
+        for start in track(starts, description="Generating", style="tqdm", disable=not show_progress):
+            rows = np.arange(start, min(start + batch_size, n_obs))
+            fixed = log_library if isinstance(log_library, str | None) else log_library[rows]
+            parts.append(self._generate_batch(codes[rows], scales, n_steps, sampler, fixed, CellStreams(seed, rows)))
+
+        cells = AnnData(
+            X=sparse.vstack([part["counts"] for part in parts], format="csr"),
+            obs=vocabulary.decode(np.concatenate([part["codes"] for part in parts])),
+            var=pd.DataFrame(index=pd.Index(self.get_var_names())),  # type: ignore[attr-defined]
+            layers={"normalized": np.concatenate([part["normalized"] for part in parts])},
+            obsm={"X_latent": np.concatenate([part["latent"] for part in parts])},
+        )
+        cells.uns["diffvi"] = self._provenance(
+            seed=seed, sampler=sampler, n_steps=n_steps, guidance_scale=dict(zip(vocabulary.names, scales, strict=True))
+        )
+        return cells
+
+    @torch.inference_mode()
+    def _generate_batch(
+        self,
+        codes: np.ndarray,
+        scales: list[float],
+        n_steps: int,
+        sampler: str,
+        log_library: str | np.ndarray | None,
+        streams: CellStreams,
+    ) -> dict[str, Any]:
+        """One minibatch of generated cells; every random number comes from the cells' own streams."""
+        prior = self.module.prior
+        device = prior.shift.device
+        assert self.training_table_ is not None
+        table = TrainingTable(**self.training_table_)
+        table = table.subset(table.match(codes, np.array([stream.random() for stream in streams])))
+        codes = codes.copy()
+        for name in self._decoder_attributes:  # type: ignore[attr-defined]
+            j = self.vocabulary.names.index(name)  # type: ignore[attr-defined]
+            given = ~np.isnan(codes[:, j])
+            # The table follows what was asked for even where no training cell has the combination.
+            codes[:, j] = np.where(given, codes[:, j], table.codes[:, j])
+            self._override(table, name, codes[:, j])
+
+        state = prior.sample(
+            streams.normal(prior.d).to(device),
+            torch.as_tensor(codes, device=device),
+            get_sampler(sampler),
+            n_steps,
+            scales,
+            noise=lambda: streams.normal(prior.d).to(device),
+        )
+        if log_library is not None:
+            fixed = table.log_library if isinstance(log_library, str) else log_library
+            state[:, -1] = torch.as_tensor(fixed, dtype=state.dtype, device=device)
+        px = self._decode(state, table)  # type: ignore[attr-defined]
+        return {
+            "codes": codes,
+            "latent": state[:, :-1].cpu().numpy(),
+            "normalized": px.scale.cpu().numpy(),
+            "counts": sample_counts(px, streams),
+        }
+
+    def _override(self, table: TrainingTable, name: str, values: np.ndarray) -> None:
+        """Give the decoder the attribute that was asked for; scvi's codes are those of the vocabulary."""
+        setup = self.registry_["setup_args"]  # type: ignore[attr-defined]
+        column = {setup.get("labels_key"): "labels", setup.get("batch_key"): "batch"}[name]
+        setattr(table, column, np.where(np.isnan(values), getattr(table, column), np.nan_to_num(values)).astype(int))
+
+    def get_prior_log_prob(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        use_conditions: bool = True,
+        n_steps: int = 16,
+        batch_size: int = 2048,
+    ) -> np.ndarray:
+        """Log density of cells under the learned prior, useful as an outlier score.
+
+        The density is that of the posterior mean of (latent, log library), exact up to the error of the
+        ODE solver. Densities compare between cells of one model, not between models.
+
+        Parameters
+        ----------
+        adata
+            Cells; ``None`` for the model's own.
+        indices
+            Rows of ``adata``.
+        use_conditions
+            Condition on the cells' own attributes (those that are missing or unknown are left out);
+            ``False`` for the marginal density.
+        n_steps
+            Steps of the ODE solver, two evaluations each.
+        batch_size
+            Cells at a time.
+
+        Returns
+        -------
+        Log densities in nats, shape ``(n_cells,)``.
+
+        Raises
+        ------
+        NotTrainedError
+            If the diffusion stage is not trained.
+        """
+        self._require("diffusion")  # type: ignore[attr-defined]
+        n_steps, batch_size = positive_int("n_steps", n_steps), positive_int("batch_size", batch_size)
+        latents, _ = self._latent_data(adata, indices, batch_size)  # type: ignore[attr-defined]
+        device = self.module.prior.shift.device
+        codes = latents.codes if use_conditions else np.full_like(latents.codes, np.nan)
+        parts = []
+        for start in range(0, len(codes), batch_size):
+            rows = slice(start, start + batch_size)
+            u, c = (torch.as_tensor(v[rows], dtype=torch.float32, device=device) for v in (latents.mean, codes))
+            parts.append(self.module.prior.log_prob(u, c, n_steps).cpu().numpy())
+        return np.concatenate(parts)
+
+    def denoise(
+        self,
+        adata: AnnData | None = None,
+        noise_level: float | None = None,
+        use_conditions: bool = True,
+        key_added: str = "denoised",
+        batch_size: int = 2048,
+        copy: bool = False,
+    ) -> AnnData | None:
+        r"""Denoise cells with the learned prior in place of the VAE's standard normal one.
+
+        The encoder's posterior :math:`N(m, s^2)` is a standard normal prior times a Gaussian likelihood
+        with mean :math:`m / (1 - s^2)` and variance :math:`s^2 / (1 - s^2)`. That is a noisy observation
+        of the latent, whose expectation under the learned prior is what the denoiser predicts at the
+        noise level of the observation (Tweedie's formula; Efron 2011). One level, the root mean square over
+        the dimensions, is used for a cell. The result is decoded at the cell's own library size.
+
+        Parameters
+        ----------
+        adata
+            Cells; ``None`` for the model's own.
+        noise_level
+            Standard deviation of the noise to assume, in standard deviations of the latent; ``None`` for
+            each cell's own posterior uncertainty. Larger values pull harder towards common states.
+        use_conditions
+            Condition on the cells' own attributes.
+        key_added
+            Writes ``layers[key_added]`` (expected counts at the cell's library), ``obsm["X_" + key_added]``
+            (latent) and ``uns[key_added]``.
+        batch_size
+            Cells at a time.
+        copy
+            Return a copy with the results instead of writing to ``adata``.
+
+        Raises
+        ------
+        NotTrainedError
+            If the diffusion stage is not trained.
+        InvalidInputError
+            If ``noise_level`` is not positive.
+        """
+        self._require("diffusion")  # type: ignore[attr-defined]
+        if noise_level is not None and not (np.isfinite(noise_level) and noise_level > 0):
+            raise InvalidInputError(f"`noise_level` must be None or a positive number; got {noise_level!r}.")
+        adata = self.adata if adata is None else adata  # type: ignore[attr-defined]
+        adata = adata.copy() if copy else adata
+        latents, table = self._latent_data(adata, batch_size=batch_size)  # type: ignore[attr-defined]
+        prior = self.module.prior
+        device = prior.shift.device
+        expected, clean = [], []
+        with torch.inference_mode():
+            for start in range(0, len(latents.mean), batch_size):
+                rows = np.arange(start, min(start + batch_size, len(latents.mean)))
+                mean, sd, codes = (
+                    torch.as_tensor(v[rows], device=device) for v in (latents.mean, latents.scale, latents.codes)
+                )
+                shrunk = (1 - sd.square()).clamp_min(0.05)
+                observed = prior.standardise(mean / torch.where(sd > 0, shrunk, torch.ones_like(sd)))
+                if noise_level is None:
+                    noise = (sd.square() / shrunk / prior.scale.square())[:, :-1].mean(1).sqrt()
+                else:
+                    noise = torch.full((len(rows),), float(noise_level), device=device)
+                t = prior.path.time_of_noise(noise)
+                codes = codes if use_conditions else torch.full_like(codes, float("nan"))
+                x0 = prior.estimate(prior.path.alpha(t)[:, None] * observed, t, codes)
+                state = prior.restore(x0.clamp(prior.low, prior.high))
+                state[:, -1] = mean[:, -1]
+                px = self._decode(state, table.subset(rows))  # type: ignore[attr-defined]
+                expected.append(px.mean.cpu().numpy())
+                clean.append(state[:, :-1].cpu().numpy())
+        adata.layers[key_added] = np.concatenate(expected)
+        adata.obsm[f"X_{key_added}"] = np.concatenate(clean)
+        adata.uns[key_added] = self._provenance(units="expected counts at the cell's own library size")
+        return adata if copy else None
+
+    def annotate(self, adata: AnnData | None = None, copy: bool = False, **log_prob_kwargs: Any) -> AnnData | None:
+        """Write the model's view of cells into ``adata``.
+
+        ``obsm["X_diffvi"]``: posterior mean of the latent. ``layers["diffvi_normalized"]``: decoded expression,
+        10,000 counts a cell. ``obs["diffvi_log_prob"]``: :meth:`get_prior_log_prob`. ``uns["diffvi"]``: provenance.
+
+        Parameters
+        ----------
+        adata
+            Cells; ``None`` for the model's own.
+        copy
+            Return a copy with the results instead of writing to ``adata``.
+        **log_prob_kwargs
+            Passed to :meth:`get_prior_log_prob`.
+
+        Raises
+        ------
+        NotTrainedError
+            If the diffusion stage is not trained.
+        """
+        self._require("diffusion")  # type: ignore[attr-defined]
+        adata = self.adata if adata is None else adata  # type: ignore[attr-defined]
+        adata = adata.copy() if copy else adata
+        results = (
+            self.get_latent_representation(adata),  # type: ignore[attr-defined]
+            self.get_normalized_expression(adata, library_size=1e4, return_numpy=True),  # type: ignore[attr-defined]
+            self.get_prior_log_prob(adata, **log_prob_kwargs),
+        )
+        adata.obsm["X_diffvi"], adata.layers["diffvi_normalized"], adata.obs["diffvi_log_prob"] = results
+        adata.uns["diffvi"] = self._provenance(units="normalized: 10,000 counts a cell; log_prob: nats")
+        return adata if copy else None
+
+    def _provenance(self, **settings: Any) -> dict[str, Any]:
+        """What made a result; plain values, so that any file format can hold them."""
+        return {
+            "model": type(self).__name__,
+            "diffvi_version": __version__,
+            "scvi_version": scvi.__version__,
+            "torch_version": str(torch.__version__),
+            **settings,
+        }
+
+
+def _log_library(library_size: Any, n_obs: int) -> str | np.ndarray | None:
+    """Check ``library_size``; numbers become logs of shape ``(n_obs,)``."""
+    if library_size is None or (isinstance(library_size, str) and library_size == "empirical"):
+        return library_size
+    allowed = 'None, "empirical", a positive number, or one for each cell'
+    try:
+        sizes = np.asarray(library_size, dtype=float)
+    except (TypeError, ValueError):
+        sizes = np.array([np.nan])
+    if (
+        sizes.ndim > 1
+        or (sizes.ndim == 1 and len(sizes) != n_obs)
+        or not (np.isfinite(sizes).all() and (sizes > 0).all())
+    ):
+        shown = f"{len(sizes)} values for {n_obs} cells" if sizes.ndim == 1 and sizes.size > 1 else repr(library_size)
+        raise InvalidInputError(f"`library_size` must be {allowed}; got {shown}.")
+    return np.log(np.broadcast_to(sizes, (n_obs,)))

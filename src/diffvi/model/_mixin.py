@@ -1,0 +1,186 @@
+"""The spine that all models share: a VAE's latents, a diffusion prior over them, and the two stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from torch import Tensor
+
+from diffvi._exceptions import InvalidInputError, NotTrainedError
+from diffvi.data import ConditionVocabulary, LatentData, TrainingTable
+from diffvi.data._fields import CONDITIONS_KEY, ConditionsField
+from diffvi.module import LatentPrior
+
+from ._files import SafeFilesMixin
+from ._generation import GenerationMixin
+from ._training import StagedTrainingMixin
+
+NOT_TRAINED = "not trained"
+
+
+class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin):
+    """A diffusion prior on top of an scvi model; put it before the scvi class in the bases.
+
+    A subclass calls :meth:`_add_prior` at the end of its ``__init__`` and sets ``init_params_`` itself.
+    What a model class may change are the hooks: :meth:`_posterior_state`, which says what the prior
+    learns, and :meth:`_decode`, which turns it back into counts.
+    """
+
+    registry_: dict[str, Any]
+
+    def _add_prior(self, **prior_kwargs: Any) -> None:
+        """Attach an untrained prior to ``self.module`` and start its dispersions at ``exp(2)``."""
+        self.module.prior = LatentPrior(self._state_size, self.vocabulary.attributes, **prior_kwargs)
+        if getattr(self.module, "px_r", None) is not None:
+            torch.nn.init.constant_(self.module.px_r, 2.0)
+        self.stages_ = {stage: {"status": NOT_TRAINED, "epochs": 0} for stage in ("vae", "diffusion")}
+        self.training_table_ = None
+
+    # ---------------------------------------------------------------- what the prior learns
+
+    @property
+    def _state_size(self) -> int:
+        return int(self.module.n_latent) + 1
+
+    def _posterior_state(self, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and scale of q(state | x) for a batch: the latent, then the log library or log size factor."""
+        outputs = self.module.inference(**self.module._get_inference_input(tensors))
+        qz, ql, library = outputs["qz"], outputs["ql"], outputs["library"]
+        if ql is not None:
+            library, spread = ql.loc, ql.scale
+        else:
+            if self.module.use_size_factor_key:
+                library = tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].to(qz.loc).log()
+            spread = torch.zeros_like(library)
+        return torch.cat([qz.loc, library], 1), torch.cat([qz.scale, spread], 1)
+
+    def _decode(self, state: Tensor, table: TrainingTable) -> Any:
+        """Count distribution of states, with the decoder's batch and covariates from ``table``."""
+
+        def column(values: np.ndarray | None, dtype: torch.dtype) -> Tensor | None:
+            if values is None:
+                return None
+            return torch.as_tensor(np.asarray(values), dtype=dtype, device=state.device).view(len(state), -1)
+
+        z, library = self.module.z_encoder.z_transformation(state[:, :-1]), state[:, -1:]
+        return self.module.generative(
+            z=z,
+            library=library,
+            size_factor=library,
+            batch_index=column(table.batch, torch.long),
+            y=column(table.labels, torch.long),
+            cat_covs=column(table.cat_covs, torch.float32),
+            cont_covs=column(table.cont_covs, torch.float32),
+        )["px"]
+
+    # ---------------------------------------------------------------- conditions and latents
+
+    @property
+    def vocabulary(self) -> ConditionVocabulary:
+        """Names and values of the attributes that condition the prior."""
+        state = self.registry_["field_registries"][CONDITIONS_KEY]["state_registry"]
+        return ConditionVocabulary.from_dict(state[ConditionsField.VOCABULARY_KEY])
+
+    @property
+    def _decoder_attributes(self) -> list[str]:
+        """Attributes that the decoder reads too, which therefore need a value in every generated cell."""
+        setup = self.registry_["setup_args"]
+        keys = [setup.get("batch_key")]
+        if getattr(self.module, "dispersion", "gene") == "gene-label":
+            keys.append(setup.get("labels_key"))
+        return [key for key in keys if key is not None]
+
+    @torch.inference_mode()
+    def _latent_data(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> tuple[LatentData, TrainingTable]:
+        """Posterior, codes, batch and covariates of cells, in the order asked for."""
+        adata = self._validate_anndata(adata)  # type: ignore[attr-defined]
+        rows = np.arange(adata.n_obs)[slice(None) if indices is None else np.asarray(indices)]
+        # Backed data comes back sorted inside each minibatch, so ask in order and restore afterwards.
+        order, inverse = np.unique(rows, return_inverse=True)
+        loader = self._make_data_loader(adata=adata, indices=order, batch_size=batch_size)  # type: ignore[attr-defined]
+        device = next(self.module.parameters()).device
+        parts: dict[str, list[np.ndarray]] = {}
+        keys = {"batch": REGISTRY_KEYS.BATCH_KEY, "labels": REGISTRY_KEYS.LABELS_KEY}
+        keys |= {"cat_covs": REGISTRY_KEYS.CAT_COVS_KEY, "cont_covs": REGISTRY_KEYS.CONT_COVS_KEY}
+        for tensors in loader:
+            tensors = {k: v.to(device) for k, v in tensors.items()}
+            mean, scale = self._posterior_state(tensors)
+            values = {"mean": mean, "scale": scale, "codes": tensors[CONDITIONS_KEY]}
+            values |= {name: tensors[key] for name, key in keys.items() if key in tensors}
+            for name, value in values.items():
+                parts.setdefault(name, []).append(value.cpu().numpy())
+        whole = {name: np.concatenate(value)[inverse] for name, value in parts.items()}
+        latents = LatentData(whole["mean"], whole["scale"], whole["codes"].reshape(len(rows), -1))
+        table = TrainingTable(
+            codes=latents.codes,
+            log_library=whole["mean"][:, -1],
+            batch=whole["batch"].ravel().astype(int),
+            labels=whole["labels"].ravel().astype(int),
+            cat_covs=whole.get("cat_covs"),
+            cont_covs=whole.get("cont_covs"),
+        )
+        return latents, table
+
+    def _require(self, stage: str) -> None:
+        """Raise unless a stage has been trained, at least in part."""
+        if self.stages_[stage]["status"] == NOT_TRAINED:
+            call = {"vae": "train_vae", "diffusion": "train_diffusion"}[stage]
+            raise NotTrainedError(
+                f"The {stage} stage of this {type(self).__name__} is not trained: call `model.train()` "
+                f"(or `model.{call}()` for this stage alone) first."
+            )
+
+    @property
+    def summary_string(self) -> str:
+        """What the model is, what conditions it and which stages are trained."""
+        conditions = "; ".join(f"{n} ({k}: {v})" for n, k, v in self.vocabulary.describe()) or "none"
+        stages = ", ".join(
+            f"{n} {s['status']}" + (f" ({s['epochs']} epochs)" if s["epochs"] else "") for n, s in self.stages_.items()
+        )
+        return (
+            f"{super().summary_string}\n"  # type: ignore[misc]
+            f"Genes: {self.module.n_input}. Conditions of the prior: {conditions}.\nStages: {stages}."
+        )
+
+    @classmethod
+    def _from_trained(
+        cls, source: Any, source_class: Any, condition_keys: Sequence[str] | None, **model_kwargs: Any
+    ) -> Any:
+        """A new model with the trained VAE of a plain scvi model, over the data of that model."""
+        if type(source) is not source_class:
+            raise InvalidInputError(
+                f"`{source_class.__name__.lower()}_model` must be a {source_class.__name__} model; got {source!r}."
+            )
+        if not source.is_trained_:
+            raise NotTrainedError(f"The {source_class.__name__} model is not trained: call its `train()` first.")
+        if source.adata is None:
+            raise InvalidInputError(f"The {source_class.__name__} model has no data: load it with `adata=`.")
+        setup = dict(source.registry_["setup_args"])
+        getattr(cls, source.registry_.get("setup_method_name", "setup_anndata"))(
+            source.adata, condition_keys=condition_keys, **setup
+        )
+        init = source.init_params_
+        vae_kwargs = {**init["non_kwargs"], **{k: v for part in init["kwargs"].values() for k, v in part.items()}}
+        model: Any = cls(
+            source.adata,
+            **{  # type: ignore[call-arg]
+                **vae_kwargs,
+                **model_kwargs,
+            },
+        )
+        missing, unexpected = model.module.load_state_dict(source.module.state_dict(), strict=False)
+        if unexpected or any(not name.startswith("prior.") for name in missing):
+            raise InvalidInputError("`model_kwargs` change the VAE, which has to stay as it was trained.")
+        for name in ("train_indices_", "validation_indices_", "test_indices_", "history_"):
+            setattr(model, name, getattr(source, name, None))
+        model.module.eval()
+        model.is_trained_ = True
+        model.stages_ = {**model.stages_, "vae": {"status": "done", "epochs": 0}}
+        return model

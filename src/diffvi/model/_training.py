@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from scvi import settings
+from scvi.dataloaders import DataSplitter
+from scvi.model._utils import use_distributed_sampler
+
+from diffvi._exceptions import InvalidInputError
+from diffvi.data import TrainingTable
+from diffvi.train import DiffusionTrainingPlan, StageTrainRunner, VAETrainingPlan
+from diffvi.train._runner import DiffusionTrainRunner
+
+
+class StagedTrainingMixin:
+    """Training in two stages: the VAE on counts, then the diffusion prior on its latents."""
+
+    _training_plan_cls = VAETrainingPlan
+    _train_runner_cls = StageTrainRunner
+
+    VAE_STEPS = 5000
+    DIFFUSION_STEPS = 5000
+
+    module: Any
+    adata: Any
+    is_trained_: bool
+    history_: dict[str, Any] | None
+    stages_: dict[str, dict[str, Any]]
+    training_table_: dict[str, Any] | None
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        max_epochs_diffusion: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        batch_size: int = 128,
+        batch_size_diffusion: int = 256,
+        early_stopping: bool = False,
+        plan_kwargs: dict[str, Any] | None = None,
+        diffusion_plan_kwargs: dict[str, Any] | None = None,
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        load_sparse_tensor: bool = False,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the VAE, then the diffusion prior on its latents.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs of the VAE; ``None`` for as many as make about 5,000 steps, between 20 and 1,000.
+        max_epochs_diffusion
+            Epochs of the prior; ``None`` likewise.
+        accelerator, devices
+            Where to train, as in :meth:`scvi.model.SCVI.train`.
+        batch_size
+            Cells in a minibatch of the VAE.
+        batch_size_diffusion
+            Cells in a minibatch of the prior.
+        early_stopping
+            Stop a stage when its validation loss stops improving. The validation ELBO stops too soon for
+            generation, so the default is to run the whole cosine schedule.
+        plan_kwargs
+            Passed to :class:`~diffvi.train.VAETrainingPlan`, such as ``{"lr": 1e-3}``.
+        diffusion_plan_kwargs
+            Passed to :class:`~diffvi.train.DiffusionTrainingPlan`.
+        train_size, validation_size, shuffle_set_split, load_sparse_tensor, datasplitter_kwargs
+            The split, as in :meth:`scvi.model.SCVI.train`; both stages use the same one.
+        **trainer_kwargs
+            Passed to :class:`scvi.train.Trainer` in both stages, such as ``logger`` or ``callbacks``.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If interrupted. The model stays usable and can be saved; ``repr(model)`` tells which stage
+            is done.
+        """
+        self.train_vae(
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            batch_size=batch_size,
+            early_stopping=early_stopping,
+            plan_kwargs=plan_kwargs,
+            train_size=train_size,
+            validation_size=validation_size,
+            shuffle_set_split=shuffle_set_split,
+            load_sparse_tensor=load_sparse_tensor,
+            datasplitter_kwargs=datasplitter_kwargs,
+            **trainer_kwargs,
+        )
+        self.train_diffusion(
+            max_epochs=max_epochs_diffusion,
+            accelerator=accelerator,
+            devices=devices,
+            batch_size=batch_size_diffusion,
+            early_stopping=early_stopping,
+            plan_kwargs=diffusion_plan_kwargs,
+            **trainer_kwargs,
+        )
+
+    def train_vae(self, max_epochs: int | None = None, batch_size: int = 128, **kwargs: Any) -> None:
+        """Train stage 1 alone; the arguments are those of :meth:`train` for this stage.
+
+        Resets the status of stage 2, whose prior belongs to the old latents.
+        """
+        adata = self._require_data()
+        if max_epochs is None:
+            max_epochs = epochs_for(self.VAE_STEPS, 0.9 * adata.n_obs, batch_size)
+        _set_monitors(kwargs, "elbo_validation")
+        self.module.train()
+        self.stages_ = {**self.stages_, "diffusion": {"status": "not trained", "epochs": 0}}
+        super().train(max_epochs=max_epochs, batch_size=batch_size, **kwargs)  # type: ignore[misc]
+
+    def train_diffusion(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        batch_size: int = 256,
+        early_stopping: bool = False,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train stage 2 alone, on the latents of a VAE that is trained already.
+
+        The VAE is frozen, the split is that of stage 1. Logs ``diffusion_loss_train`` and
+        ``diffusion_loss_validation``. The arguments are those of :meth:`train` for this stage.
+        """
+        self._require_data()
+        self._require("vae")  # type: ignore[attr-defined]
+        latents, table = self._latent_data()  # type: ignore[attr-defined]
+        split = self._split(len(latents.mean))
+        training = split[0]
+        self.module.prior.fit_standardiser(*(_tensor(v[training], self.module) for v in (latents.mean, latents.scale)))
+        self.training_table_ = self._remembered(table.subset(training))
+
+        if max_epochs is None:
+            max_epochs = epochs_for(self.DIFFUSION_STEPS, len(training), batch_size)
+        trainer_kwargs.setdefault("gradient_clip_val", 1.0)
+        _set_monitors(trainer_kwargs, "diffusion_loss_validation")
+        if len(split[1]):
+            trainer_kwargs.setdefault(
+                "check_val_every_n_epoch", max(1, max_epochs // 50) if not early_stopping else None
+            )
+        splitter = DataSplitter(
+            latents.manager(),
+            external_indexing=split,
+            batch_size=batch_size,
+            distributed_sampler=use_distributed_sampler(trainer_kwargs.get("strategy")),
+        )
+        with self._only_prior_trainable():
+            DiffusionTrainRunner(
+                self,
+                DiffusionTrainingPlan(self.module, **(plan_kwargs or {})),
+                splitter,
+                max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                early_stopping=early_stopping,
+                **trainer_kwargs,
+            )()
+
+    def _require_data(self) -> Any:
+        if self.adata is None:  # type: ignore[attr-defined]
+            raise InvalidInputError(
+                "Training needs data, and this model was loaded without: `load(path, adata=adata)`."
+            )
+        return self.adata  # type: ignore[attr-defined]
+
+    def _split(self, n_obs: int) -> list[np.ndarray]:
+        """Training, validation and test rows: stage 1's if they fit these data, else a new 90 % split."""
+        stored = (self.train_indices_, self.validation_indices_, self.test_indices_)  # type: ignore[attr-defined]
+        split = [np.asarray([] if rows is None else rows, dtype=int) for rows in stored]
+        if np.array_equal(np.sort(np.concatenate(split)), np.arange(n_obs)):
+            return split
+        order = np.random.default_rng(settings.seed).permutation(n_obs)
+        return [order[: math.ceil(0.9 * n_obs)], order[math.ceil(0.9 * n_obs) :], np.array([], dtype=int)]
+
+    @staticmethod
+    def _remembered(table: TrainingTable) -> dict[str, Any]:
+        n = len(table.batch)
+        if n > TrainingTable.MAX_CELLS:
+            rng = np.random.default_rng(settings.seed)
+            table = table.subset(np.sort(rng.choice(n, TrainingTable.MAX_CELLS, replace=False)))
+        return dict(vars(table))
+
+    @contextlib.contextmanager
+    def _only_prior_trainable(self) -> Iterator[None]:
+        """Freeze the VAE and free the denoiser (scArches may have frozen it); restore both afterwards."""
+        flags = [(p, p.requires_grad) for p in self.module.parameters()]
+        try:
+            self.module.requires_grad_(False)
+            self.module.prior.denoiser.requires_grad_(True)
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+
+def epochs_for(n_steps: int, n_cells: float, batch_size: int) -> int:
+    """Epochs that make about ``n_steps`` minibatches, at least 20 and at most 1,000."""
+    return int(min(1000, max(20, math.ceil(n_steps / max(1, math.ceil(n_cells / batch_size))))))
+
+
+def _set_monitors(trainer_kwargs: dict[str, Any], metric: str) -> None:
+    """Watch a metric that this stage logs, unless the caller chose one."""
+    for callback in ("early_stopping", "checkpointing"):
+        trainer_kwargs.setdefault(f"{callback}_monitor", metric)
+
+
+def _tensor(values: np.ndarray, module: Any) -> Any:
+    import torch
+
+    return torch.as_tensor(values, dtype=torch.float32, device=next(module.parameters()).device)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffvi._exceptions import one_of
+
+from ._backbones import BACKBONES
+from ._conditions import Attribute, ConditionEncoder
+from ._time import TimeEmbedding
+
+
+class Denoiser(nn.Module):
+    """A backbone with its time and condition embeddings: ``(x, t, codes)`` to an output like ``x``.
+
+    Parameters
+    ----------
+    d
+        Size of the state.
+    attributes
+        Attributes that condition it.
+    backbone
+        ``"dit"`` or ``"mlp"``.
+    width
+        Width of the backbone and of the conditioning vector; ``None`` for the backbone's default.
+    **backbone_kwargs
+        Passed to :class:`DiT` or :class:`ResidualMLP`.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        attributes: Sequence[Attribute] = (),
+        backbone: str = "dit",
+        width: int | None = None,
+        **backbone_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        width = width or {"dit": 64, "mlp": 128}[one_of("denoiser", backbone, BACKBONES)]
+        self.time = TimeEmbedding(width)
+        self.conditions = ConditionEncoder(attributes, width)
+        self.activation = nn.SiLU()
+        self.backbone = BACKBONES[backbone](d, width=width, **backbone_kwargs)
+
+    def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+        return self.backbone(x, self.activation(self.time(t.expand(len(x))) + self.conditions(codes)))

@@ -1,0 +1,23 @@
+"""Gaussian paths, prediction targets, samplers and likelihoods; nothing in here knows about cells."""
+
+from ._likelihood import ode_log_prob
+from ._paths import PATHS, CosineVP, GaussianPath, LinearFlow, LinearVP, get_path
+from ._samplers import SAMPLERS, Sampler, ddim, ddpm, dpmpp_2m, euler, get_sampler, heun
+
+__all__ = [
+    "PATHS",
+    "SAMPLERS",
+    "CosineVP",
+    "GaussianPath",
+    "LinearFlow",
+    "LinearVP",
+    "Sampler",
+    "ddim",
+    "ddpm",
+    "dpmpp_2m",
+    "euler",
+    "get_path",
+    "get_sampler",
+    "heun",
+    "ode_log_prob",
+]

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from scvi.train import TrainingPlan
+from torch import Tensor, nn
+
+from diffvi.module import LatentPrior
+
+
+def cosine_schedule(optimizer: torch.optim.Optimizer, n_warmup: int, n_steps: int) -> dict[str, Any]:
+    """Linear warm-up and cosine decay to zero, stepped every optimiser step."""
+
+    def factor(step: int) -> float:
+        progress = min(1.0, step / max(1, n_steps))
+        return min(1.0, (step + 1) / max(1, n_warmup)) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}
+
+
+class VAETrainingPlan(TrainingPlan):
+    """Stage 1: scvi's plan with an optimiser that fits the dispersions.
+
+    scvi's Adam (``eps=0.01``) leaves the inverse dispersions close to where they started, because their
+    gradients are far below ``eps``; cells that are sampled from such a model are told from real ones at
+    a glance. Here AdamW has ``eps=1e-8``, the dispersions start at ``exp(2)`` and have a learning rate
+    of their own, and the rate follows warm-up and cosine.
+
+    Parameters
+    ----------
+    module
+        The VAE.
+    lr
+        Learning rate of everything but the dispersions.
+    dispersion_lr
+        Learning rate of the log inverse dispersions; ``None`` for 20 times ``lr``.
+    weight_decay
+        AdamW's decoupled weight decay; the dispersions have none.
+    eps
+        AdamW's epsilon.
+    n_steps_warmup
+        Steps over which the learning rate rises.
+    kl_warmup
+        Part of training over which the weight of the KL term rises from 0 to ``max_kl_weight``.
+    **kwargs
+        Passed to :class:`scvi.train.TrainingPlan`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        lr: float = 1e-3,
+        dispersion_lr: float | None = None,
+        weight_decay: float = 1e-4,
+        eps: float = 1e-8,
+        n_steps_warmup: int = 100,
+        kl_warmup: float = 0.2,
+        **kwargs: Any,
+    ) -> None:
+        if "n_epochs_kl_warmup" not in kwargs and "n_steps_kl_warmup" not in kwargs:
+            # Known only once the trainer knows the number of steps: see configure_optimizers.
+            kwargs |= {"n_epochs_kl_warmup": None, "n_steps_kl_warmup": 1}
+            self._kl_warmup: float | None = kl_warmup
+        else:
+            self._kl_warmup = None
+        super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, **kwargs)
+        self.dispersion_lr = 20 * lr if dispersion_lr is None else dispersion_lr
+        self.n_steps_warmup = n_steps_warmup
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        n_steps = int(self.trainer.estimated_stepping_batches)
+        if self._kl_warmup is not None:
+            self.n_steps_kl_warmup = max(1, int(self._kl_warmup * n_steps))
+        if self.optimizer_name == "Custom" or self.reduce_lr_on_plateau:
+            return super().configure_optimizers()
+        trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad and not n.startswith("prior.")}
+        dispersions = [p for n, p in trained.items() if n.split(".")[-1] in ("px_r", "py_r")]
+        others = [p for n, p in trained.items() if n.split(".")[-1] not in ("px_r", "py_r")]
+        groups = [
+            {"params": others, "lr": self.lr, "weight_decay": self.weight_decay},
+            {"params": dispersions, "lr": self.dispersion_lr, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], eps=self.eps)
+        return {"optimizer": optimizer, "lr_scheduler": cosine_schedule(optimizer, self.n_steps_warmup, n_steps)}
+
+
+class DiffusionTrainingPlan(TrainingPlan):
+    """Stage 2: train ``module.prior`` on cached posteriors.
+
+    Wraps the whole module, so that scvi's checkpoint callbacks save and restore a complete model; the
+    model freezes the VAE while this plan runs.
+
+    Parameters
+    ----------
+    module
+        A VAE with a :class:`~diffvi.module.LatentPrior` as its ``prior``.
+    lr
+        Peak learning rate of AdamW, reached after ``n_steps_warmup`` steps and decayed by a cosine.
+    weight_decay
+        AdamW's weight decay.
+    n_steps_warmup
+        Steps over which the learning rate rises.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        lr: float = 2e-3,
+        weight_decay: float = 1e-2,
+        n_steps_warmup: int = 200,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(module, lr=lr, weight_decay=weight_decay, eps=1e-8, **kwargs)
+        self.n_steps_warmup = n_steps_warmup
+
+    @property
+    def prior(self) -> LatentPrior:
+        prior = self.module.prior
+        assert isinstance(prior, LatentPrior)
+        return prior
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.prior.loss(batch["mean"], batch["scale"], batch["codes"])
+
+    def _set_modes(self) -> None:
+        # A frozen VAE has nothing to learn from dropout or batch statistics, and Lightning leaves the
+        # modes of a second fit as the first one ended.
+        self.module.eval()
+        self.prior.denoiser.train()
+        self.prior.training = True
+
+    def on_fit_start(self) -> None:
+        self._set_modes()
+
+    def on_train_epoch_start(self) -> None:
+        self._set_modes()
+
+    def _log(self, name: str, loss: Tensor, n: int) -> None:
+        sync = isinstance(self.trainer.strategy, DDPStrategy)
+        self.log(name, loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=n, sync_dist=sync)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = self(batch)
+        self._log("diffusion_loss_train", loss, len(batch["mean"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._log("diffusion_loss_validation", self(batch), len(batch["mean"]))
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.prior.update_ema()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(
+            self.prior.denoiser.parameters(), lr=self.lr, weight_decay=self.weight_decay, eps=self.eps
+        )
+        n_steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": cosine_schedule(optimizer, self.n_steps_warmup, n_steps)}

@@ -1,0 +1,56 @@
+"""Tiny data and models that the tests share."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import pytest
+import scvi
+import torch
+from anndata import AnnData
+
+from diffvi.datasets import simulate_cells
+from diffvi.model import LatentDiffusionSCVI
+
+torch.set_num_threads(1)
+for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+QUIET = {"enable_progress_bar": False}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    scvi.settings.seed = 0
+
+
+@pytest.fixture
+def cells() -> AnnData:
+    """A fresh copy of simulated cells: 300 x 40, three types, two batches, one numeric attribute."""
+    return simulate_cells(300, 40, n_types=3, n_batches=2, mean_library=400, seed=1)
+
+
+@pytest.fixture(scope="session")
+def trained() -> LatentDiffusionSCVI:
+    """A briefly but properly trained model on simulated cells; tests must not change it."""
+    scvi.settings.seed = 0
+    adata = simulate_cells(600, 40, n_types=3, n_batches=2, mean_library=400, seed=1)
+    LatentDiffusionSCVI.setup_anndata(adata, labels_key="cell_type", batch_key="batch", condition_keys=["score"])
+    model = LatentDiffusionSCVI(adata, n_hidden=64, n_latent=5, denoiser_kwargs={"depth": 2})
+    model.train(max_epochs=120, max_epochs_diffusion=250, **QUIET)
+    return model
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Folder of real data named by DIFFVI_DATA; skips where it is not set."""
+    folder = os.environ.get("DIFFVI_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("DIFFVI_DATA does not name a folder of real data")
+    return Path(folder)

@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from diffvi.module import LatentPrior
+from diffvi.nn import Attribute
+from diffvi.process import get_sampler
+
+NAN = float("nan")
+
+
+def _fit(prior, mean, sd, codes, steps=600, lr=3e-3):
+    prior.fit_standardiser(mean, sd)
+    optimizer = torch.optim.AdamW(prior.denoiser.parameters(), lr=lr)
+    prior.train()
+    for _ in range(steps):
+        rows = torch.randint(len(mean), (256,))
+        loss = prior.loss(mean[rows], sd[rows], codes[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        prior.update_ema()
+    return prior.eval()
+
+
+@pytest.fixture(scope="module")
+def two_groups():
+    """Two labelled groups at -3 and 3 (posterior s.d. 0.5), second dimension on another scale."""
+    torch.manual_seed(0)
+    label = torch.randint(2, (2000,))
+    mean = torch.stack([6.0 * label - 3 + torch.randn(2000), 100 + 10 * torch.randn(2000)], 1)
+    return mean, torch.tensor([0.5, 5.0]).expand(2000, 2), torch.stack([label.float(), mean[:, 1] / 10 - 10], 1)
+
+
+@pytest.fixture(scope="module", params=["linear-velocity", "vp_cosine-noise", "vp_linear-data"])
+def fitted(request, two_groups):
+    process, prediction = request.param.split("-")
+    torch.manual_seed(0)
+    attributes = [Attribute("group", 2), Attribute("value")]
+    prior = LatentPrior(2, attributes, "mlp", {"width": 64, "depth": 2}, process, prediction, ema_decay=0.99)
+    return _fit(prior, *two_groups)
+
+
+def _sample(prior, codes, n=4000, guidance=1.0, sampler="heun", steps=20):
+    torch.manual_seed(1)
+    codes = torch.tensor([codes]).expand(n, 2)
+    start = torch.randn(n, 2)
+    return prior.sample(start, codes, get_sampler(sampler), steps, guidance, noise=lambda: torch.randn(n, 2))
+
+
+def test_samples_follow_the_conditions(fitted):
+    for group, centre in ((0.0, -3.0), (1.0, 3.0)):
+        u = _sample(fitted, [group, NAN])
+        assert abs(u[:, 0].mean() - centre) < 0.3
+        assert abs(u[:, 0].std() - (1 + 0.25) ** 0.5) < 0.25
+        assert abs(u[:, 1].mean() - 100) < 2
+    assert abs(_sample(fitted, [NAN, 1.5])[:, 1].mean() - 115) < 3
+
+
+def test_without_conditions_samples_follow_the_marginal(fitted):
+    u = _sample(fitted, [NAN, NAN])
+    assert 0.4 < (u[:, 0] > 0).double().mean() < 0.6
+    # The draws include the posterior's own spread, not only its means.
+    assert abs(u[:, 1].std() - (100 + 25) ** 0.5) < 1.5
+
+
+def test_log_prob_of_the_marginal_integrates_to_one(fitted):
+    x, y = torch.linspace(-8, 8, 41), torch.linspace(50, 150, 41)
+    grid = torch.cartesian_prod(x, y)
+    log_prob = fitted.log_prob(grid, torch.full((len(grid), 2), NAN), 30)
+    total = log_prob.exp().sum() * (x[1] - x[0]) * (y[1] - y[0])
+    assert abs(total - 1) < 0.1
+
+
+def test_guidance_of_one_is_the_conditional_estimate_and_of_zero_the_marginal_one(fitted):
+    x, t = torch.randn(10, 2), torch.tensor(0.6)
+    codes, null = torch.tensor([[1.0, 0.5]]).expand(10, 2), torch.full((10, 2), NAN)
+    one, zero = fitted.estimate(x, t, codes), fitted.estimate(x, t, null)
+    torch.testing.assert_close(fitted.estimate(x, t, codes, [1.0, 1.0]), one)
+    torch.testing.assert_close(fitted.estimate(x, t, codes, 0.0), zero, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fitted.estimate(x, t, codes, 2.5), zero + 2.5 * (one - zero), atol=1e-4, rtol=1e-4)
+
+
+def test_each_attribute_has_its_own_guidance_scale(fitted):
+    x, t = torch.randn(10, 2), torch.tensor(0.6)
+    both, first = torch.tensor([[1.0, 0.5]]).expand(10, 2), torch.tensor([[1.0, NAN]]).expand(10, 2)
+    null = torch.full((10, 2), NAN)
+    d = [fitted.estimate(x, t, c) for c in (null, first, both)]
+    expected = d[0] + 3.0 * (d[1] - d[0]) + 0.5 * (d[2] - d[1])
+    torch.testing.assert_close(fitted.estimate(x, t, both, [3.0, 0.5]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_strong_guidance_narrows_and_stays_within_the_data(fitted):
+    plain, strong = _sample(fitted, [1.0, NAN]), _sample(fitted, [1.0, NAN], guidance=7.5)
+    assert torch.isfinite(strong).all()
+    assert strong[:, 0].std() < plain[:, 0].std()
+    assert ((fitted.standardise(strong) >= fitted.low - 0.1) & (fitted.standardise(strong) <= fitted.high + 0.1)).all()
+
+
+def test_averaged_weights_are_sampled_from_and_follow_the_trained_ones(fitted):
+    raw = dict(fitted.denoiser.named_parameters())
+    for name, value in fitted.ema.module.named_parameters():
+        assert not value.requires_grad
+        assert (value - raw[name]).norm() < 0.5 * raw[name].norm() + 0.5
+    assert int(fitted.ema.n_averaged) == 600
+
+
+def test_evaluation_loss_is_reproducible_and_training_loss_is_not(fitted, two_groups):
+    batch = [v[:100] for v in two_groups]
+    fitted.eval()
+    assert fitted.loss(*batch) == fitted.loss(*batch)
+    fitted.train()
+    assert fitted.loss(*batch) != fitted.loss(*batch)
+    fitted.eval()

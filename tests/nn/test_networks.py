@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from diffvi import InvalidInputError
+from diffvi.nn import Attribute, ConditionEncoder, Denoiser, DiT, ResidualMLP
+from diffvi.nn._conditions import drop_conditions
+
+ATTRIBUTES = [Attribute("cell_type", 3), Attribute("dose")]
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("backbone", ["dit", "mlp"])
+def test_output_is_zero_at_the_start_and_has_the_states_shape(backbone):
+    net = Denoiser(7, ATTRIBUTES, backbone)
+    out = net(torch.randn(4, 7), torch.rand(4), torch.tensor([[0.0, 0.3], [1, NAN], [NAN, NAN], [2, -1]]))
+    assert out.shape == (4, 7)
+    assert (out == 0).all()
+
+
+def _perturbed(net):
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return net
+
+
+def test_tokens_of_a_dit_see_each_other():
+    net = _perturbed(DiT(8, width=16, depth=1, patch_size=4))
+    x = torch.randn(1, 8, requires_grad=True)
+    net(x, torch.randn(1, 16))[0, 0].backward()
+    assert (x.grad[0, 4:].abs() > 0).all()
+
+
+@pytest.mark.parametrize("make", [DiT, ResidualMLP])
+def test_rows_of_a_batch_do_not_see_each_other(make):
+    net = _perturbed(make(5, width=16, depth=2)).eval()
+    x, c = torch.randn(6, 5), torch.randn(6, 16)
+    torch.testing.assert_close(net(x, c)[2:3], net(x[2:3], c[2:3]))
+
+
+def test_a_missing_attribute_is_the_same_whatever_else_is_given_and_differs_from_every_category():
+    encoder = ConditionEncoder(ATTRIBUTES, 8)
+    null = encoder(torch.tensor([[NAN, NAN]]))
+    for code in range(3):
+        assert not torch.allclose(encoder(torch.tensor([[float(code), NAN]])), null)
+    a = encoder(torch.tensor([[1.0, 0.5]])) - encoder(torch.tensor([[NAN, 0.5]]))
+    b = encoder(torch.tensor([[1.0, NAN]])) - null
+    torch.testing.assert_close(a, b)
+
+
+def test_null_vectors_survive_appended_categories():
+    encoder, longer = ConditionEncoder([Attribute("a", 3)], 8), ConditionEncoder([Attribute("a", 5)], 8)
+    state = encoder.state_dict()
+    padded = longer.state_dict()["embeddings.0.weight"].clone()
+    padded[:3] = state["embeddings.0.weight"]
+    longer.load_state_dict({**state, "embeddings.0.weight": padded})
+    for code in (NAN, 0.0, 2.0):
+        torch.testing.assert_close(longer(torch.tensor([[code]])), encoder(torch.tensor([[code]])))
+
+
+def test_a_nan_code_gives_no_nan_gradient():
+    encoder = ConditionEncoder(ATTRIBUTES, 8)
+    encoder(torch.tensor([[NAN, NAN], [1.0, 2.0]])).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
+
+
+def test_conditions_are_dropped_cell_by_cell_at_the_stated_rates():
+    codes = torch.zeros(200_000, 2)
+    dropped = drop_conditions(codes, 0.1, 0.1, torch.Generator().manual_seed(0)).isnan()
+    both = dropped.all(1).double().mean()
+    assert abs(dropped.double().mean() - (1 - 0.9 * 0.9)) < 0.005
+    assert abs(both - (0.1 + 0.9 * 0.01)) < 0.005
+
+
+def test_unknown_denoiser_is_named():
+    with pytest.raises(InvalidInputError, match=r"`denoiser` must be one of 'dit', 'mlp'; got 'unet'"):
+        Denoiser(3, (), "unet")
