@@ -43,7 +43,14 @@ def trained() -> LatentDiffusionSCVI:
     adata = simulate_cells(600, 40, n_types=3, n_batches=2, mean_library=400, seed=1)
     LatentDiffusionSCVI.setup_anndata(adata, labels_key="cell_type", batch_key="batch", condition_keys=["score"])
     model = LatentDiffusionSCVI(adata, n_hidden=64, n_latent=5, denoiser_kwargs={"depth": 2})
-    model.train(max_epochs=120, max_epochs_diffusion=250, **QUIET)
+    model.train(
+        max_epochs=150,
+        max_epochs_diffusion=200,
+        batch_size=64,
+        batch_size_diffusion=128,
+        plan_kwargs={"lr": 4e-3, "dispersion_lr": 0.04},
+        **QUIET,
+    )
     return model
 
 

@@ -40,10 +40,11 @@ def fitted(request, two_groups):
     return _fit(prior, *two_groups)
 
 
-def _sample(prior, codes, n=4000, guidance=1.0, sampler="heun", steps=20):
+def _sample(prior, codes, n=4000, guidance=1.0, steps=40):
     torch.manual_seed(1)
     codes = torch.tensor([codes]).expand(n, 2)
     start = torch.randn(n, 2)
+    sampler = "dpmpp_2m" if prior.prediction == "data" else "heun"  # as in generate()
     return prior.sample(start, codes, get_sampler(sampler), steps, guidance, noise=lambda: torch.randn(n, 2))
 
 
@@ -53,20 +54,20 @@ def test_samples_follow_the_conditions(fitted):
         assert abs(u[:, 0].mean() - centre) < 0.3
         assert abs(u[:, 0].std() - (1 + 0.25) ** 0.5) < 0.25
         assert abs(u[:, 1].mean() - 100) < 2
-    assert abs(_sample(fitted, [NAN, 1.5])[:, 1].mean() - 115) < 3
+    assert abs(_sample(fitted, [NAN, 1.5])[:, 1].mean() - 115) < 2
 
 
 def test_without_conditions_samples_follow_the_marginal(fitted):
     u = _sample(fitted, [NAN, NAN])
     assert 0.4 < (u[:, 0] > 0).double().mean() < 0.6
     # The draws include the posterior's own spread, not only its means.
-    assert abs(u[:, 1].std() - (100 + 25) ** 0.5) < 1.5
+    assert abs(u[:, 1].std() - (100 + 25) ** 0.5) < 1.0
 
 
 def test_log_prob_of_the_marginal_integrates_to_one(fitted):
     x, y = torch.linspace(-8, 8, 41), torch.linspace(50, 150, 41)
     grid = torch.cartesian_prod(x, y)
-    log_prob = fitted.log_prob(grid, torch.full((len(grid), 2), NAN), 30)
+    log_prob = fitted.log_prob(grid, torch.full((len(grid), 2), NAN), 80)
     total = log_prob.exp().sum() * (x[1] - x[0]) * (y[1] - y[0])
     assert abs(total - 1) < 0.1
 

@@ -19,7 +19,9 @@ def test_log_prob_of_a_gaussian(name):
 
 def test_log_prob_of_a_mixture():
     path = get_path("vp_cosine")
-    x = CENTRES.repeat(10, 1) + 0.5 * torch.randn(20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = CENTRES.repeat(10, 1) + 0.5 * torch.randn(
+        20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     d = (x[:, None] - CENTRES).square().sum(-1)
     exact = torch.logsumexp(WEIGHTS.log() - 0.5 * d / SPREAD, 1) - math.log(2 * math.pi * SPREAD)
     torch.testing.assert_close(ode_log_prob(mixture(path), x, path.times(400), path), exact, atol=0.03, rtol=0)

@@ -71,5 +71,7 @@ def test_random_times_fill_every_stratum_once():
 
 
 def test_unknown_path_is_named_with_the_known_ones():
-    with pytest.raises(InvalidInputError, match=r"`process` must be one of 'linear'.*got 'liner'.*Did you mean 'linear'"):
+    with pytest.raises(
+        InvalidInputError, match=r"`process` must be one of 'linear'.*got 'liner'.*Did you mean 'linear'"
+    ):
         get_path("liner")

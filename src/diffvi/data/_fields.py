@@ -228,16 +228,20 @@ def scvi_fields(
     categorical_covariate_keys: Sequence[str] | None,
     continuous_covariate_keys: Sequence[str] | None,
     condition_keys: Sequence[str] | None,
+    query: bool = False,
 ) -> list[fields.BaseAnnDataField]:
-    """The fields of :class:`scvi.model.SCVI` and those of the prior, after a check of every argument."""
+    """The fields of :class:`scvi.model.SCVI` and those of the prior, after a check of every argument.
+
+    A ``query`` that is registered with a model that is trained already may lack labels and conditions.
+    """
+    if not query:
+        check_obs_columns(adata, labels_key=labels_key, condition_keys=condition_keys)
     check_obs_columns(
         adata,
         batch_key=batch_key,
-        labels_key=labels_key,
         size_factor_key=size_factor_key,
         categorical_covariate_keys=categorical_covariate_keys,
         continuous_covariate_keys=continuous_covariate_keys,
-        condition_keys=condition_keys,
     )
     check_complete(adata, batch_key=batch_key, size_factor_key=size_factor_key)
     for argument, keys in (

@@ -22,6 +22,7 @@ def classifier_two_sample(
     space: Literal["genes", "pca"] = "genes",
     classifier: Literal["forest", "logistic"] = "forest",
     n_components: int = 50,
+    n_estimators: int = 300,
     seed: int = 0,
 ) -> float:
     """Area under the ROC curve of a classifier that tells generated from real cells; 0.5 is best.
@@ -36,9 +37,11 @@ def classifier_two_sample(
     space
         All genes, or the first principal components.
     classifier
-        A random forest of 300 trees, or logistic regression.
+        A random forest, or logistic regression.
     n_components
         Number of components in PCA space.
+    n_estimators
+        Trees of the forest.
     seed
         Seed of folds and forest.
     """
@@ -47,7 +50,7 @@ def classifier_two_sample(
     if space == "pca":
         x = PCA(min(n_components, *x.shape), random_state=seed).fit_transform(x)
     if classifier == "forest":
-        model = RandomForestClassifier(300, n_jobs=-1, random_state=seed)
+        model = RandomForestClassifier(n_estimators, n_jobs=-1, random_state=seed)
     else:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)

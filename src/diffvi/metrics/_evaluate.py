@@ -40,7 +40,12 @@ BEST = {
 
 
 def evaluate_generation(
-    real: AnnData, generated: AnnData, train: AnnData, labels_key: str | None = None, seed: int = 0
+    real: AnnData,
+    generated: AnnData,
+    train: AnnData,
+    labels_key: str | None = None,
+    n_estimators: int = 300,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Score generated cells against held-out real ones, beside the real-vs-real floor.
 
@@ -57,6 +62,8 @@ def evaluate_generation(
         The cells that the generator was trained on.
     labels_key
         Column of ``obs`` with the label, in all three; without it the scores that need labels are left out.
+    n_estimators
+        Trees of the random forests.
     seed
         Seed of everything random.
 
@@ -79,7 +86,7 @@ def evaluate_generation(
             raise InvalidInputError(f"`labels_key`: {name}.obs has no column {labels_key!r}.")
     rng = np.random.default_rng(seed)
     reference = train[_like(real, train, labels_key, rng)]
-    value, floor = (_scores(real, cells, train, labels_key, seed) for cells in (generated, reference))
+    value, floor = (_scores(real, cells, train, labels_key, n_estimators, seed) for cells in (generated, reference))
     floor["memorisation_ratio"] = 1.0  # a training cell is its own nearest one; held-out cells score 1
     if labels_key is not None:
         floor["label_agreement"] = label_agreement(
@@ -100,15 +107,17 @@ def _like(real: AnnData, train: AnnData, labels_key: str | None, rng: np.random.
     return np.concatenate(rows)
 
 
-def _scores(real: AnnData, cells: AnnData, train: AnnData, labels_key: str | None, seed: int) -> dict[str, float]:
+def _scores(
+    real: AnnData, cells: AnnData, train: AnnData, labels_key: str | None, n_estimators: int, seed: int
+) -> dict[str, float]:
     x, y = log_normalise(real.X), log_normalise(cells.X)
     # One PCA over both sets, for the reason given in classifier_two_sample.
     pca = PCA(min(30, real.n_vars, real.n_obs), random_state=seed).fit(np.concatenate([x, y]))
     px, py, pt = pca.transform(x), pca.transform(y), pca.transform(log_normalise(train.X))
     precision, recall, coverage = precision_recall_coverage(px, py)
     scores = {
-        "rf_auc_genes": classifier_two_sample(real.X, cells.X, "genes", seed=seed),
-        "rf_auc_pca": classifier_two_sample(real.X, cells.X, "pca", seed=seed),
+        "rf_auc_genes": classifier_two_sample(real.X, cells.X, "genes", n_estimators=n_estimators, seed=seed),
+        "rf_auc_pca": classifier_two_sample(real.X, cells.X, "pca", n_estimators=n_estimators, seed=seed),
         "mmd": mmd(px, py),
         "energy_distance": energy_distance(px, py),
         "w2": wasserstein(px, py, seed=seed),

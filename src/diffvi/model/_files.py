@@ -79,7 +79,15 @@ class SafeFilesMixin:
                 return super().load(dir_path, adata, *args, **kwargs)  # type: ignore[misc]
             except DiffviError:
                 raise
-            except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile, AttributeError, KeyError, TypeError) as error:
+            except (
+                pickle.UnpicklingError,
+                OSError,
+                EOFError,
+                zipfile.BadZipFile,
+                AttributeError,
+                KeyError,
+                TypeError,
+            ) as error:
                 why = "is damaged, or was not written by diffvi"
                 raise ModelFileError(f"`dir_path`: the model in {str(dir_path)!r} {why} ({error}).") from error
             except (RuntimeError, ValueError) as error:

@@ -17,7 +17,7 @@ from diffvi._version import __version__
 from diffvi.data import TrainingTable, sample_counts
 from diffvi.process import SAMPLERS, get_sampler
 
-DEFAULT_STEPS = {"ddpm": 1000, "ddim": 20, "euler": 20, "heun": 8, "dpmpp_2m": 16}
+DEFAULT_STEPS = {"ddpm": 1000, "ddim": 20, "euler": 20, "heun": 5, "dpmpp_2m": 16}
 
 
 class GenerationMixin:
@@ -53,7 +53,7 @@ class GenerationMixin:
             the learned conditional distribution; larger values make them more typical of their
             conditions and less diverse.
         n_steps
-            Steps of the sampler; ``None`` for its default (8 for Heun, which evaluates the network twice a
+            Steps of the sampler; ``None`` for its default (5 for Heun, which evaluates the network twice a
             step; 16 for DPM-Solver++, 20 for DDIM and Euler, 1000 for DDPM).
         sampler
             ``"heun"``, ``"dpmpp_2m"``, ``"ddim"``, ``"euler"`` or ``"ddpm"``; ``None`` for Heun, or for
@@ -229,8 +229,8 @@ class GenerationMixin:
         The encoder's posterior :math:`N(m, s^2)` is a standard normal prior times a Gaussian likelihood
         with mean :math:`m / (1 - s^2)` and variance :math:`s^2 / (1 - s^2)`. That is a noisy observation
         of the latent, whose expectation under the learned prior is what the denoiser predicts at the
-        noise level of the observation (Tweedie's formula; Efron 2011). One level, the root mean square over
-        the dimensions, is used for a cell. The result is decoded at the cell's own library size.
+        noise level of the observation (Tweedie's formula; Efron 2011). One level is used for a cell, the
+        median over the dimensions, because those that the encoder does not use are all noise. The result is decoded at the cell's own library size.
 
         Parameters
         ----------
@@ -271,10 +271,10 @@ class GenerationMixin:
                 mean, sd, codes = (
                     torch.as_tensor(v[rows], device=device) for v in (latents.mean, latents.scale, latents.codes)
                 )
-                shrunk = (1 - sd.square()).clamp_min(0.05)
+                shrunk = (1 - sd.square()).clamp_min(0.2)
                 observed = prior.standardise(mean / torch.where(sd > 0, shrunk, torch.ones_like(sd)))
                 if noise_level is None:
-                    noise = (sd.square() / shrunk / prior.scale.square())[:, :-1].mean(1).sqrt()
+                    noise = (sd.square() / shrunk / prior.scale.square())[:, :-1].median(1).values.sqrt()
                 else:
                     noise = torch.full((len(rows),), float(noise_level), device=device)
                 t = prior.path.time_of_noise(noise)

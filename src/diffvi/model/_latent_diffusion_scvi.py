@@ -8,6 +8,7 @@ from scvi.data import AnnDataManager
 from scvi.data._utils import _get_adata_minify_type
 from scvi.model import SCVI
 
+from diffvi._exceptions import InvalidInputError
 from diffvi.data import scvi_fields
 
 from ._mixin import LatentDiffusionMixin
@@ -40,6 +41,9 @@ class LatentDiffusionSCVI(LatentDiffusionMixin, SCVI):
         As in :class:`scvi.model.SCVI`.
     gene_likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"``.
+    use_batch_norm, use_layer_norm
+        As in :class:`scvi.module.VAE`, but with layer norm as the default: the running statistics of batch norm
+        fit neither held-out nor generated cells.
     denoiser
         ``"dit"``, the diffusion transformer, or ``"mlp"``, a residual MLP.
     denoiser_kwargs
@@ -54,7 +58,7 @@ class LatentDiffusionSCVI(LatentDiffusionMixin, SCVI):
     ema_decay
         Decay of the averaged weights that are sampled from.
     **vae_kwargs
-        Passed to :class:`scvi.module.VAE`, such as ``use_layer_norm``.
+        Passed to :class:`scvi.module.VAE`, such as ``encode_covariates``.
 
     Examples
     --------
@@ -77,6 +81,8 @@ class LatentDiffusionSCVI(LatentDiffusionMixin, SCVI):
         dropout_rate: float = 0.1,
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
         gene_likelihood: Literal["nb", "zinb", "poisson"] = "nb",
+        use_batch_norm: Literal["encoder", "decoder", "none", "both"] = "none",
+        use_layer_norm: Literal["encoder", "decoder", "none", "both"] = "both",
         denoiser: Literal["dit", "mlp"] = "dit",
         denoiser_kwargs: dict[str, Any] | None = None,
         process: Literal["linear", "vp_cosine", "vp_linear"] = "linear",
@@ -85,6 +91,8 @@ class LatentDiffusionSCVI(LatentDiffusionMixin, SCVI):
         ema_decay: float = 0.999,
         **vae_kwargs: Any,
     ) -> None:
+        if adata is None and not vae_kwargs.get("use_observed_lib_size", True):
+            raise InvalidInputError("`adata`: a model with `use_observed_lib_size=False` needs its data to be loaded.")
         super().__init__(
             adata,
             registry,
@@ -94,6 +102,8 @@ class LatentDiffusionSCVI(LatentDiffusionMixin, SCVI):
             dropout_rate=dropout_rate,
             dispersion=dispersion,
             gene_likelihood=gene_likelihood,
+            use_batch_norm=use_batch_norm,
+            use_layer_norm=use_layer_norm,
             **vae_kwargs,
         )
         self._add_prior(
@@ -160,6 +170,7 @@ class LatentDiffusionSCVI(LatentDiffusionMixin, SCVI):
             categorical_covariate_keys,
             continuous_covariate_keys,
             condition_keys,
+            query="source_registry" in kwargs,
         )
         if (minified := _get_adata_minify_type(adata)) is not None:
             fields += cls._get_fields_for_adata_minification(minified)

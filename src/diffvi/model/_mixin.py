@@ -74,7 +74,7 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
             size_factor=library,
             batch_index=column(table.batch, torch.long),
             y=column(table.labels, torch.long),
-            cat_covs=column(table.cat_covs, torch.float32),
+            cat_covs=column(table.cat_covs, torch.long),
             cont_covs=column(table.cont_covs, torch.float32),
         )["px"]
 
@@ -136,6 +136,20 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
                 f"The {stage} stage of this {type(self).__name__} is not trained: call `model.train()` "
                 f"(or `model.{call}()` for this stage alone) first."
             )
+
+    def get_normalized_expression(self, *args: Any, weights: str | None = None, **kwargs: Any) -> Any:
+        """As in scvi, but for ``weights="importance"``, which assumes a standard normal prior and is refused.
+
+        Raises
+        ------
+        InvalidInputError
+            For importance weights.
+        """
+        if weights == "importance":
+            raise InvalidInputError(
+                '`weights` must be "uniform"; got "importance", which assumes a standard normal prior.'
+            )
+        return super().get_normalized_expression(*args, weights=weights, **kwargs)  # type: ignore[misc]
 
     @property
     def summary_string(self) -> str:

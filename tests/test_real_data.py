@@ -1,0 +1,57 @@
+"""The main job on real cells, small enough for every run; quality is measured by the benchmark commands."""
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import diffvi
+from diffvi.benchmark import IndependentNB, split_cells
+from diffvi.metrics import classifier_two_sample, evaluate_generation
+from tests.conftest import QUIET
+
+
+def test_the_main_job_on_embedded_cells():
+    adata = diffvi.datasets.pbmc68k()
+    train, test = split_cells(adata, "cell_type", 0.3, n_top_genes=None)
+    diffvi.model.LatentDiffusionSCVI.setup_anndata(train, labels_key="cell_type", batch_key="batch")
+    model = diffvi.model.LatentDiffusionSCVI(train)
+    model.train(max_epochs=150, max_epochs_diffusion=300, **QUIET)
+    labels = test.obs["cell_type"].to_numpy(str)
+    cells = model.generate(test.n_obs, {"cell_type": labels}, seed=0)
+    table = evaluate_generation(test, cells, train, "cell_type")
+    assert table.loc["rf_auc_genes", "value"] < 0.75
+    assert table.loc["label_agreement", "value"] > 0.7
+    assert table.loc["library_size_ks", "value"] < 0.15
+    assert table.loc["memorisation_ratio", "value"] > 0.8
+
+
+@pytest.mark.slow
+def test_facs_sorted_pbmc_beat_the_independent_baseline(data_folder):
+    adata = ad.read_h5ad(data_folder / "pbmc_facs_zheng2017.h5ad")
+    train, test = split_cells(adata, "cell_type")
+    labels = test.obs["cell_type"].to_numpy(str)
+    baseline = IndependentNB()
+    baseline.fit(train, "cell_type")
+    diffvi.model.LatentDiffusionSCVI.setup_anndata(train, labels_key="cell_type")
+    model = diffvi.model.LatentDiffusionSCVI(train)
+    model.train(**QUIET)
+    ours = classifier_two_sample(test.X, model.generate(test.n_obs, {"cell_type": labels}, seed=0).X)
+    assert ours < 0.62
+    assert ours < classifier_two_sample(test.X, baseline.generate(labels, 0).X) - 0.03
+
+
+def test_two_batches_of_real_cells_can_be_asked_for_together(data_folder):
+    adata = ad.read_h5ad(data_folder / "pbmc_2batches.h5ad")
+    rng = np.random.default_rng(0)
+    adata = adata[rng.permutation(adata.n_obs)[:800]].copy()
+    adata = adata[:, np.argsort(-np.asarray(adata.X.sum(0)).ravel())[:300]].copy()
+    adata = adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
+    model_class = diffvi.model.LatentDiffusionSCVI
+    model_class.setup_anndata(adata, labels_key="cell_type", batch_key="batch")
+    model = model_class(adata)
+    model.train(max_epochs=60, max_epochs_diffusion=60, **QUIET)
+    batch, kind = adata.obs["batch"].iloc[0], adata.obs["cell_type"].value_counts().index[0]
+    cells = model.generate(200, {"batch": batch, "cell_type": kind}, seed=0)
+    real = adata[(adata.obs["batch"] == batch) & (adata.obs["cell_type"] == kind)]
+    a, b = (np.log1p(np.asarray(c.X.mean(0)).ravel()) for c in (real, cells))
+    assert np.corrcoef(a, b)[0, 1] > 0.95
