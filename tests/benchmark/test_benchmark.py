@@ -92,9 +92,9 @@ def test_the_demo_writes_cells_and_a_report(tmp_path, capsys):
     cells = ad.read_h5ad(tmp_path / "out" / "generated.h5ad")
     assert cells.n_obs == 210
     page = (tmp_path / "out" / "report.html").read_text()
-    for title in ("UMAP", "Scores", "Mean and variance", "Library sizes", "Marker genes", "Loss curves"):
+    for title in ("UMAP", "Scores", "Counts", "Marker genes", "Loss curves"):
         assert title in page
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 4
     assert "4/4" in capsys.readouterr().out
 
 

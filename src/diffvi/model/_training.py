@@ -57,7 +57,8 @@ class StagedTrainingMixin:
         max_epochs
             Epochs of the VAE; ``None`` for as many as make about 5,000 steps, between 20 and 1,000.
         max_epochs_diffusion
-            Epochs of the prior; ``None`` likewise.
+            Epochs of the prior; ``None`` for as many as make about 5,000 steps, between 20 and 500 (beyond that it
+            memorises small data sets).
         accelerator, devices
             Where to train, as in :meth:`scvi.model.SCVI.train`.
         batch_size
@@ -113,8 +114,8 @@ class StagedTrainingMixin:
         """
         adata = self._require_data()
         if max_epochs is None:
-            max_epochs = epochs_for(self.VAE_STEPS, 0.9 * adata.n_obs, batch_size)
-        _set_monitors(kwargs, "elbo_validation")
+            max_epochs = epochs_for(self.VAE_STEPS, 0.9 * adata.n_obs, batch_size, most=1000)
+        _watch(kwargs, "elbo_validation", max_epochs)
         self.module.train()
         self.stages_ = {**self.stages_, "diffusion": {"status": "not trained", "epochs": 0}}
         super().train(max_epochs=max_epochs, batch_size=batch_size, **kwargs)  # type: ignore[misc]
@@ -143,13 +144,10 @@ class StagedTrainingMixin:
         self.training_table_ = self._remembered(table.subset(training))
 
         if max_epochs is None:
-            max_epochs = epochs_for(self.DIFFUSION_STEPS, len(training), batch_size)
+            max_epochs = epochs_for(self.DIFFUSION_STEPS, len(training), batch_size, most=500)
         trainer_kwargs.setdefault("gradient_clip_val", 1.0)
-        _set_monitors(trainer_kwargs, "diffusion_loss_validation")
-        if len(split[1]):
-            trainer_kwargs.setdefault(
-                "check_val_every_n_epoch", max(1, max_epochs // 50) if not early_stopping else None
-            )
+        trainer_kwargs["early_stopping"] = early_stopping
+        _watch(trainer_kwargs, "diffusion_loss_validation", max_epochs)
         splitter = DataSplitter(
             latents.manager(),
             external_indexing=split,
@@ -164,7 +162,6 @@ class StagedTrainingMixin:
                 max_epochs,
                 accelerator=accelerator,
                 devices=devices,
-                early_stopping=early_stopping,
                 **trainer_kwargs,
             )()
 
@@ -205,15 +202,17 @@ class StagedTrainingMixin:
                 parameter.requires_grad_(flag)
 
 
-def epochs_for(n_steps: int, n_cells: float, batch_size: int) -> int:
-    """Epochs that make about ``n_steps`` minibatches, at least 20 and at most 1,000."""
-    return int(min(1000, max(20, math.ceil(n_steps / max(1, math.ceil(n_cells / batch_size))))))
+def epochs_for(n_steps: int, n_cells: float, batch_size: int, most: int) -> int:
+    """Epochs that make about ``n_steps`` minibatches, at least 20 and at most ``most``."""
+    return int(min(most, max(20, math.ceil(n_steps / max(1, math.ceil(n_cells / batch_size))))))
 
 
-def _set_monitors(trainer_kwargs: dict[str, Any], metric: str) -> None:
-    """Watch a metric that this stage logs, unless the caller chose one."""
+def _watch(trainer_kwargs: dict[str, Any], metric: str, max_epochs: int) -> None:
+    """Validate about 50 times (every epoch if stopping early) and watch a metric of this stage, unless told otherwise."""
     for callback in ("early_stopping", "checkpointing"):
         trainer_kwargs.setdefault(f"{callback}_monitor", metric)
+    every = 1 if trainer_kwargs.get("early_stopping") else max(1, max_epochs // 50)
+    trainer_kwargs.setdefault("check_val_every_n_epoch", every)
 
 
 def _tensor(values: np.ndarray, module: Any) -> Any:
