@@ -45,7 +45,7 @@ def trained() -> LatentDiffusionSCVI:
     model = LatentDiffusionSCVI(adata, n_hidden=64, n_latent=5, denoiser_kwargs={"depth": 2})
     model.train(
         max_epochs=150,
-        max_epochs_diffusion=200,
+        max_epochs_diffusion=300,
         batch_size=64,
         batch_size_diffusion=128,
         plan_kwargs={"lr": 4e-3, "dispersion_lr": 0.04},

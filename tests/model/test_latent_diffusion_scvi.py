@@ -52,7 +52,7 @@ def test_a_numeric_condition_moves_what_it_stands_for(trained):
 
 
 def test_without_conditions_types_come_in_their_proportions(trained):
-    cells = trained.generate(600, seed=0)
+    cells = trained.generate(2000, seed=0)
     assert cells.obs["cell_type"].isna().all()
     assert cells.obs["batch"].notna().all(), "the decoder needs a batch, so every cell has one"
     adata = trained.adata
@@ -95,8 +95,13 @@ def test_empirical_libraries_are_those_of_the_condition(trained):
 
 def test_the_batch_asked_for_reaches_the_decoder(trained):
     adata = trained.adata
-    real = [_share(adata[adata.obs["batch"] == b]) for b in ("batch_0", "batch_1")]
-    made = [_share(trained.generate(400, {"batch": b}, seed=0)) for b in ("batch_0", "batch_1")]
+    kinds = np.repeat(["type_0", "type_1", "type_2"], 400)  # in equal numbers, so that only the batch differs
+
+    def by_kind(cells):
+        return np.mean([_share(cells[cells.obs["cell_type"] == kind]) for kind in np.unique(kinds)], 0)
+
+    real = [by_kind(adata[adata.obs["batch"] == b]) for b in ("batch_0", "batch_1")]
+    made = [by_kind(trained.generate(1200, {"batch": b, "cell_type": kinds}, seed=0)) for b in ("batch_0", "batch_1")]
     change, expected = np.log(made[1] / made[0]), np.log(real[1] / real[0])
     assert np.corrcoef(change, expected)[0, 1] > 0.9
 
