@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import scvi
+import torch
 from anndata import AnnData
 from sklearn.model_selection import train_test_split
 
@@ -86,6 +87,8 @@ def split_cells(
         sc.pp.highly_variable_genes(train, n_top_genes=n_top_genes, flavor="seurat_v3")
         kept = train.var["highly_variable"].to_numpy()
         train, test = train[:, kept].copy(), test[:, kept].copy()
+        # Scanpy's compiled kernels leave torch's OpenMP pool at all cores, whatever torch was told.
+        torch.set_num_threads(torch.get_num_threads())
     some = np.asarray(test.X.sum(1)).ravel() > 0
     return train[np.asarray(train.X.sum(1)).ravel() > 0].copy(), test[some].copy()
 
