@@ -393,3 +393,20 @@ def test_training_without_data_is_refused(trained, tmp_path):
     model = LatentDiffusionSCVI.load(str(tmp_path / "m"))
     with pytest.raises(InvalidInputError, match="Training needs data"):
         model.train_diffusion()
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"train_size": 1.0},
+        {"train_size": 0.9, "validation_size": 0.0},
+        {"datasplitter_kwargs": {"external_indexing": [np.arange(300), np.array([], int), np.array([], int)]}},
+    ],
+)
+def test_training_without_validation_cells(cells, split):
+    LatentDiffusionSCVI.setup_anndata(cells, labels_key="cell_type")
+    model = LatentDiffusionSCVI(cells, **SMALL)
+    model.train(max_epochs=2, max_epochs_diffusion=2, **split, **QUIET)
+    assert "diffusion_loss_validation" not in model.history
+    assert len(model.training_table_["batch"]) == len(model.train_indices) >= 270
+    assert model.generate(3, seed=0).n_obs == 3

@@ -33,7 +33,10 @@ class LatentData:
         adata = AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(self.mean)).astype(str)))
         for key in self.KEYS:
             adata.obsm[key] = np.ascontiguousarray(getattr(self, key), dtype=np.float32)
-        manager = AnnDataManager(fields=[ObsmField(key, key) for key in self.KEYS])
+            # Without names of its columns scvi makes some up, and says so every time.
+            adata.uns[f"{key}_columns"] = [str(i) for i in range(adata.obsm[key].shape[1])]
+        fields = [ObsmField(key, key, colnames_uns_key=f"{key}_columns") for key in self.KEYS]
+        manager = AnnDataManager(fields=fields)
         manager.register_fields(adata)
         return manager
 

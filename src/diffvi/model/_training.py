@@ -115,7 +115,10 @@ class StagedTrainingMixin:
         adata = self._require_data()
         if max_epochs is None:
             max_epochs = epochs_for(self.VAE_STEPS, 0.9 * adata.n_obs, batch_size, most=1000)
-        _watch(kwargs, "elbo_validation", max_epochs)
+        external = (kwargs.get("datasplitter_kwargs") or {}).get("external_indexing")
+        size, held_out = kwargs.get("train_size"), kwargs.get("validation_size")
+        validates = len(external[1]) > 0 if external else held_out != 0 and (held_out or (size or 0.9) < 1)
+        _watch(kwargs, "elbo_validation", max_epochs, bool(validates))
         self.module.train()
         self.stages_ = {**self.stages_, "diffusion": {"status": "not trained", "epochs": 0}}
         super().train(max_epochs=max_epochs, batch_size=batch_size, **kwargs)  # type: ignore[misc]
@@ -147,7 +150,7 @@ class StagedTrainingMixin:
             max_epochs = epochs_for(self.DIFFUSION_STEPS, len(training), batch_size, most=500)
         trainer_kwargs.setdefault("gradient_clip_val", 1.0)
         trainer_kwargs["early_stopping"] = early_stopping
-        _watch(trainer_kwargs, "diffusion_loss_validation", max_epochs)
+        _watch(trainer_kwargs, "diffusion_loss_validation", max_epochs, len(split[1]) > 0)
         splitter = DataSplitter(
             latents.manager(),
             external_indexing=split,
@@ -207,12 +210,13 @@ def epochs_for(n_steps: int, n_cells: float, batch_size: int, most: int) -> int:
     return int(min(most, max(20, math.ceil(n_steps / max(1, math.ceil(n_cells / batch_size))))))
 
 
-def _watch(trainer_kwargs: dict[str, Any], metric: str, max_epochs: int) -> None:
+def _watch(trainer_kwargs: dict[str, Any], metric: str, max_epochs: int, validates: bool) -> None:
     """Validate about 50 times (every epoch if stopping early) and watch a metric of this stage, unless told otherwise."""
     for callback in ("early_stopping", "checkpointing"):
         trainer_kwargs.setdefault(f"{callback}_monitor", metric)
-    every = 1 if trainer_kwargs.get("early_stopping") else max(1, max_epochs // 50)
-    trainer_kwargs.setdefault("check_val_every_n_epoch", every)
+    if validates:
+        every = 1 if trainer_kwargs.get("early_stopping") else max(1, max_epochs // 50)
+        trainer_kwargs.setdefault("check_val_every_n_epoch", every)
 
 
 def _tensor(values: np.ndarray, module: Any) -> Any:
