@@ -10,6 +10,13 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import ObsmField
 
 
+class _QuietObsmField(ObsmField):
+    """A field whose columns have no names; scvi would log that it makes some up, three times in every training."""
+
+    def _setup_column_names(self, adata: AnnData) -> np.ndarray:
+        return np.arange(adata.obsm[self.attr_key].shape[1])
+
+
 @dataclass
 class LatentData:
     """Everything stage 2 sees: posterior mean and scale of the state, and codes, for every cell.
@@ -33,10 +40,7 @@ class LatentData:
         adata = AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(self.mean)).astype(str)))
         for key in self.KEYS:
             adata.obsm[key] = np.ascontiguousarray(getattr(self, key), dtype=np.float32)
-            # Without names of its columns scvi makes some up, and says so every time.
-            adata.uns[f"{key}_columns"] = [str(i) for i in range(adata.obsm[key].shape[1])]
-        fields = [ObsmField(key, key, colnames_uns_key=f"{key}_columns") for key in self.KEYS]
-        manager = AnnDataManager(fields=fields)
+        manager = AnnDataManager(fields=[_QuietObsmField(key, key) for key in self.KEYS])
         manager.register_fields(adata)
         return manager
 
