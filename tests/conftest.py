@@ -18,7 +18,6 @@ from anndata import AnnData
 from diffvi.datasets import simulate_cells
 from diffvi.model import LatentDiffusionSCVI
 
-torch.set_num_threads(1)
 for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -26,8 +25,10 @@ QUIET = {"enable_progress_bar": False}
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _same_start():
     scvi.settings.seed = 0
+    # Scanpy's compiled kernels leave torch's OpenMP pool at all cores, so this is for every test.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -40,6 +41,7 @@ def cells() -> AnnData:
 def trained() -> LatentDiffusionSCVI:
     """A briefly but properly trained model on simulated cells; tests must not change it."""
     scvi.settings.seed = 0
+    torch.set_num_threads(1)
     adata = simulate_cells(600, 40, n_types=3, n_batches=2, mean_library=400, seed=1)
     LatentDiffusionSCVI.setup_anndata(adata, labels_key="cell_type", batch_key="batch", condition_keys=["score"])
     model = LatentDiffusionSCVI(adata, n_hidden=64, n_latent=5, denoiser_kwargs={"depth": 2})

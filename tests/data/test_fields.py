@@ -90,6 +90,8 @@ def test_dense_sparse_layer_and_integer_counts_are_all_accepted(cells):
     for x in (dense, dense.astype(int), sparse.csc_matrix(dense), sparse.csr_matrix(dense.astype(np.uint16))):
         cells.layers["counts"] = x
         setup(cells, layer="counts")
+        registered = LatentDiffusionSCVI(cells).adata_manager.get_from_registry("X")
+        np.testing.assert_array_equal(registered.toarray() if sparse.issparse(registered) else registered, dense)
 
 
 def test_query_genes_must_be_the_models_in_order(trained):
