@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -181,7 +182,15 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
             source.adata, condition_keys=condition_keys, **setup
         )
         init = source.init_params_
-        vae_kwargs = {**init["non_kwargs"], **{k: v for part in init["kwargs"].values() for k, v in part.items()}}
+        # Where our defaults differ from scvi's, the VAE was built with scvi's.
+        ours = inspect.signature(cls).parameters
+        theirs = inspect.signature(source._module_cls).parameters
+        defaults = {n: p.default for n, p in theirs.items() if n in ours and p.default is not p.empty}
+        vae_kwargs = {
+            **defaults,
+            **init["non_kwargs"],
+            **{k: v for part in init["kwargs"].values() for k, v in part.items()},
+        }
         model: Any = cls(
             source.adata,
             **{  # type: ignore[call-arg]
