@@ -12,6 +12,22 @@ from pathlib import Path
 from ._exceptions import DiffviError
 from ._version import __version__
 
+OPTIONS: list[tuple[str, type, str]] = [
+    ("labels-key", str, "generation: column of obs with the label (default: cell_type)"),
+    ("batch-key", str, "generation: column with the batch, to generate label and batch together"),
+    ("n-top-genes", int, "most variable genes to keep, chosen on training cells (default: 2000)"),
+    ("test-size", float, "share of held-out cells (default: 0.35)"),
+    ("draws", int, "generated sets to score (default: 3)"),
+    ("seed", int, "seed of split, training and generation (default: 0)"),
+    ("perturbation-key", str, "perturbation: column with the perturbation (default: perturbation)"),
+    ("control", str, "perturbation: name of the controls (default: control)"),
+    ("context-key", str, "perturbation: column with the cell type, to hold each type's perturbed cells out"),
+    ("time-key", str, "trajectory: column with the time (default: time)"),
+    ("n-components", int, "trajectory: principal components to compare in (default: 10)"),
+    ("spatial-key", str, "space: obsm with the coordinates (default: spatial)"),
+    ("section-key", str, "space: column with the section; the largest one is used"),
+]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status.
@@ -19,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Examples
     --------
     >>> main(["benchmark", "--list"])
-    generation  held-out cells against generated ones: diffvi and its baselines
+    generation    held-out cells against generated ones
+    perturbation  cells under combinations, or in cell types, that were not seen perturbed
+    translation   proteins of cells of which only the RNA is known
+    trajectory    the population at a time that was left out
+    space         expression at locations, or in a disc, that were not measured
     0
     """
     parser = argparse.ArgumentParser(prog="diffvi", description="Latent diffusion models for single-cell omics.")
@@ -43,22 +63,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="compare with the baselines on your data",
         description="Run a benchmark task on data sets and write a table of scores, each beside its real-vs-real floor.",
     )
-    bench.add_argument("task", nargs="?", choices=["generation"], help="what to measure")
-    bench.add_argument("data", nargs="*", type=Path, help=".h5ad files with raw counts in X")
+    bench.add_argument("task", nargs="?", metavar="TASK", help="what to measure: see --list")
+    bench.add_argument("data", nargs="*", type=Path, metavar="DATA", help=".h5ad files with raw counts in X (.h5mu)")
     bench.add_argument("--list", action="store_true", help="name the tasks and exit")
-    bench.add_argument("--labels-key", default="cell_type", help="column of obs with the label (default: %(default)s)")
+    bench.add_argument("--only", nargs="+", default=None, metavar="METHOD", help="names of the methods to run")
     bench.add_argument(
-        "--n-top-genes", type=int, default=2000, help="most variable genes to keep (default: %(default)s)"
+        "--score-file", nargs="+", type=Path, metavar="FILE", help="also score results that were computed elsewhere"
     )
-    bench.add_argument("--test-size", type=float, default=0.35, help="share of held-out cells (default: %(default)s)")
-    bench.add_argument("--draws", type=int, default=3, help="generated sets to score (default: %(default)s)")
-    bench.add_argument(
-        "--seed", type=int, default=0, help="seed of split, training and generation (default: %(default)s)"
-    )
-    bench.add_argument("--only", nargs="*", default=None, help="names of the methods to run (default: all)")
+    bench.add_argument("--export", type=Path, metavar="DIR", help="write training and held-out cells there and exit")
     bench.add_argument(
         "--out", type=Path, default=Path("benchmarks/results"), help="folder to write to (default: %(default)s)"
     )
+    options = bench.add_argument_group("options of the tasks")
+    for name, kind, text in OPTIONS:
+        options.add_argument(f"--{name}", type=kind, default=None, help=text)
 
     arguments = parser.parse_args(argv)
     # Warnings of the libraries underneath are for those who call them; errors still come through.
@@ -69,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             run_demo(arguments.out, seed=arguments.seed, max_epochs=arguments.max_epochs)
         elif arguments.list:
-            print("generation  held-out cells against generated ones: diffvi and its baselines")
+            from .benchmark import TASKS
+
+            for task in TASKS.values():
+                print(f"{task.name:13s} {task.description}")
         elif arguments.task is None or not arguments.data:
             bench.error("name a task and at least one data file, or ask for --list")
         else:

@@ -1,9 +1,22 @@
+from functools import partial
+
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
 from diffvi import InvalidInputError
-from diffvi.benchmark import IndependentNB, run_generation, split_cells, write_report
+from diffvi.benchmark import (
+    TASKS,
+    BootstrapCells,
+    Diffvi,
+    IndependentNB,
+    Options,
+    run_task,
+    score_file,
+    split_cells,
+    write_report,
+)
 from diffvi.cli import main
 from diffvi.datasets import simulate_cells
 
@@ -35,24 +48,81 @@ def test_the_independent_baseline_has_the_right_marginals_and_no_correlations():
         assert np.median(np.abs(np.log(y[rows].var(0) / x[rows].var(0)))) < 0.3
 
 
-def test_a_run_gives_a_tidy_table_with_floor_time_and_memory():
-    train, test = split_cells(simulate_cells(300, 20, seed=0), "cell_type", 0.4, n_top_genes=None)
-    table = run_generation(train, test, "cell_type", [IndependentNB()], n_draws=2)
-    assert list(table.columns) == ["method", "draw", "score", "value", "floor"]
+def test_a_run_gives_a_tidy_table_with_floor_interval_time_and_memory():
+    adata = simulate_cells(300, 20, seed=0)
+    table = run_task("generation", adata, [IndependentNB(), BootstrapCells()], Options(draws=2, n_top_genes=None))
+    columns = ["task", "split", "method", "draw", "score", "value", "low", "high", "floor", "best"]
+    assert list(table.columns) == columns
     assert set(table["draw"]) == {0, 1}
-    assert {"rf_auc_genes", "fit_seconds", "generate_seconds_per_10000", "peak_memory_mb"} <= set(table["score"])
+    assert {"rf_auc_genes", "fit_seconds", "seconds_per_10000", "peak_memory_mb"} <= set(table["score"])
     assert table.loc[table["score"] == "rf_auc_genes", "floor"].notna().all()
+    assert table.loc[(table["score"] == "recall") & (table["draw"] == 0), "low"].notna().all()
+    value = table.set_index(["method", "draw", "score"])["value"]
+    # Copies of training cells are perfect but for memorisation.
+    assert value["bootstrap of real cells", 0, "memorisation_ratio"] < 0.05
+    assert value["independent NB per label", 0, "memorisation_ratio"] > 0.8
 
 
-def test_the_benchmark_command_writes_and_extends_a_csv(tmp_path, capsys):
+def test_the_cache_is_read_and_knows_what_a_result_depends_on(tmp_path):
+    adata, said = simulate_cells(200, 15, seed=0), []
+    run = partial(run_task, "generation", adata, cache=tmp_path, data_id="d", progress=said.append)
+    first = run([IndependentNB()], Options(draws=1))
+    again = run([IndependentNB(), BootstrapCells()], Options(draws=1))
+    assert "read from the cache" in said[1]
+    assert "read from the cache" not in said[2]
+    np.testing.assert_allclose(again["value"][: len(first)], first["value"])
+    run([IndependentNB()], Options(draws=1, seed=1))
+    run_task("generation", adata, [IndependentNB()], Options(draws=1), tmp_path, "other data", said.append)
+    assert not any("cache" in line for line in said[3:])
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_label_and_batch_are_asked_for_together():
+    adata = simulate_cells(400, 20, n_types=2, n_batches=2, seed=0)
+    options = Options(batch_key="batch", draws=1, n_top_genes=None)
+    split = next(TASKS["generation"].splits(adata, options))
+    method = Diffvi(
+        keys=("cell_type", "batch"), n_hidden=16, n_latent=3, train_kwargs={"max_epochs": 1, "max_epochs_diffusion": 1}
+    )
+    method.fit(split.train, split.extra["labels_key"])
+    wanted = split.test.obs[split.extra["labels_key"]].to_numpy(str)
+    cells = method.generate(wanted, 0)
+    pairs = cells.obs["cell_type"].astype(str) + " | " + cells.obs["batch"].astype(str)
+    assert (pairs == wanted).all()
+    assert len(set(wanted)) == 4
+
+
+def test_the_benchmark_command_writes_csv_report_and_scores_a_file(tmp_path, capsys):
     simulate_cells(300, 20, seed=0).write_h5ad(tmp_path / "cells.h5ad")
     arguments = ["benchmark", "generation", str(tmp_path / "cells.h5ad"), "--n-top-genes", "20", "--draws", "1"]
     arguments += ["--out", str(tmp_path), "--only", "independent NB per label"]
-    assert main(arguments) == 0
-    table = pd.read_csv(tmp_path / "generation_cells.csv")
-    assert main(arguments) == 0
-    assert len(pd.read_csv(tmp_path / "generation_cells.csv")) == len(table)
+    assert main([*arguments, "--export", str(tmp_path / "split")]) == 0
+    train = ad.read_h5ad(tmp_path / "split" / "train.h5ad")
+    train.write_h5ad(tmp_path / "elsewhere.h5ad")
+    assert main([*arguments, "--score-file", str(tmp_path / "elsewhere.h5ad")]) == 0
+    table = pd.read_csv(tmp_path / "generation.csv")
+    assert set(table["method"]) == {"independent NB per label", "elsewhere"}
+    value = table.set_index(["method", "score"])["value"]
+    assert value["elsewhere", "memorisation_ratio"] < 0.05
     assert "| rf_auc_genes |" in capsys.readouterr().out
+    page = (tmp_path / "generation.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "independent NB per label" in page
+
+
+def test_a_file_that_does_not_fit_is_refused(tmp_path):
+    adata = simulate_cells(200, 15, seed=0)
+    with pytest.raises(InvalidInputError, match="there is no file"):
+        score_file("generation", tmp_path / "none.h5ad", adata)
+    (tmp_path / "x.txt").write_text("")
+    with pytest.raises(InvalidInputError, match=r"must be .h5ad, .csv or .npy; got 'x.txt'"):
+        score_file("generation", tmp_path / "x.txt", adata)
+    cells = adata[adata.obs["cell_type"] == adata.obs["cell_type"].iloc[0]].copy()
+    cells.write_h5ad(tmp_path / "one.h5ad")
+    with pytest.raises(InvalidInputError, match="has the label"):
+        score_file("generation", tmp_path / "one.h5ad", adata, options=Options(n_top_genes=None))
+    with pytest.raises(InvalidInputError, match="evaluate_trajectory"):
+        score_file("trajectory", tmp_path / "one.h5ad", adata)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +130,8 @@ def test_the_benchmark_command_writes_and_extends_a_csv(tmp_path, capsys):
     [
         (["generation", "nowhere.h5ad"], "There is no file 'nowhere.h5ad'"),
         (["generation", "x.h5ad", "--only", "scLDM"], "`--only` must be one of"),
+        (["cooking", "x.h5ad"], "`task` must be one of"),
+        (["translation", "nowhere.h5mu"], "There is no file 'nowhere.h5mu'"),
     ],
 )
 def test_a_bad_command_line_ends_with_a_sentence(arguments, message, capsys):
@@ -86,8 +158,6 @@ def test_a_report_needs_nothing_beside_itself(tmp_path):
 
 
 def test_the_demo_writes_cells_and_a_report(tmp_path, capsys):
-    import anndata as ad
-
     assert main(["demo", "--out", str(tmp_path / "out"), "--max-epochs", "2"]) == 0
     cells = ad.read_h5ad(tmp_path / "out" / "generated.h5ad")
     assert cells.n_obs == 210

@@ -16,7 +16,7 @@ from diffvi.metrics import evaluate_generation
 from diffvi.model import LatentDiffusionSCVI
 
 from ._report import write_report
-from ._runner import split_cells
+from ._splits import split_cells
 
 
 def quiet_lightning() -> None:

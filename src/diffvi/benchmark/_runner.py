@@ -1,130 +1,148 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import resource
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import scanpy as sc
 import scvi
-import torch
-from anndata import AnnData
-from sklearn.model_selection import train_test_split
 
 from diffvi._exceptions import InvalidInputError
-from diffvi.metrics import evaluate_generation
-from diffvi.model import LatentDiffusionSCVI
+from diffvi._version import __version__
 
-from ._baselines import Generator
+from ._tasks import Options, Split, Task, find_task
 
-
-class Diffvi:
-    """:class:`~diffvi.model.LatentDiffusionSCVI` as one of the generators.
-
-    Parameters
-    ----------
-    name
-        Its name in the table.
-    train_kwargs
-        Passed to ``train``.
-    generate_kwargs
-        Passed to ``generate``.
-    **model_kwargs
-        Passed to the model.
-    """
-
-    def __init__(
-        self,
-        name: str = "diffvi",
-        train_kwargs: dict[str, Any] | None = None,
-        generate_kwargs: dict[str, Any] | None = None,
-        **model_kwargs: Any,
-    ) -> None:
-        self.name = name
-        self.train_kwargs, self.generate_kwargs = train_kwargs or {}, generate_kwargs or {}
-        self.model_kwargs = model_kwargs
-
-    def fit(self, train: AnnData, labels_key: str) -> None:
-        """Train both stages."""
-        self.labels_key = labels_key
-        train = train.copy()
-        LatentDiffusionSCVI.setup_anndata(train, labels_key=labels_key)
-        self.model = LatentDiffusionSCVI(train, **self.model_kwargs)
-        self.model.train(**{"enable_progress_bar": False, **self.train_kwargs})
-
-    def generate(self, labels: np.ndarray, seed: int) -> AnnData:
-        """Generate a cell for every label."""
-        return self.model.generate(len(labels), {self.labels_key: labels}, seed=seed, **self.generate_kwargs)
+COLUMNS = ["task", "split", "method", "draw", "score", "value", "low", "high", "floor", "best"]
 
 
-def split_cells(
-    adata: AnnData, labels_key: str, test_size: float = 0.35, n_top_genes: int | None = 2000, seed: int = 0
-) -> tuple[AnnData, AnnData]:
-    """Stratified split into training and held-out cells, over the genes most variable in the training cells.
-
-    Parameters
-    ----------
-    adata
-        Raw counts in ``X``.
-    labels_key
-        Column of ``obs`` to stratify by.
-    test_size
-        Share of held-out cells.
-    n_top_genes
-        Genes to keep, by ``seurat_v3`` on the training cells alone; ``None`` for all.
-    seed
-        Seed of the split.
-    """
-    if labels_key not in adata.obs:
-        raise InvalidInputError(f"`labels_key`: adata.obs has no column {labels_key!r}.")
-    rows = train_test_split(
-        np.arange(adata.n_obs), test_size=test_size, stratify=adata.obs[labels_key], random_state=seed
-    )
-    train, test = (adata[r].copy() for r in rows)
-    if n_top_genes is not None and n_top_genes < adata.n_vars:
-        sc.pp.highly_variable_genes(train, n_top_genes=n_top_genes, flavor="seurat_v3")
-        kept = train.var["highly_variable"].to_numpy()
-        train, test = train[:, kept].copy(), test[:, kept].copy()
-        # Scanpy's compiled kernels leave torch's OpenMP pool at all cores, whatever torch was told.
-        torch.set_num_threads(torch.get_num_threads())
-    some = np.asarray(test.X.sum(1)).ravel() > 0
-    return train[np.asarray(train.X.sum(1)).ravel() > 0].copy(), test[some].copy()
-
-
-def run_generation(
-    train: AnnData,
-    test: AnnData,
-    labels_key: str,
-    methods: Sequence[Generator],
-    n_draws: int = 3,
-    seed: int = 0,
+def run_task(
+    task: str,
+    data: Any,
+    methods: Sequence[Any] | None = None,
+    options: Options | None = None,
+    cache: Path | None = None,
+    data_id: str = "",
     progress: Callable[[str], None] = lambda message: None,
+    only_first_split: bool = False,
 ) -> pd.DataFrame:
-    """Fit each method on ``train``, generate ``n_draws`` times with the labels of ``test``, and score.
+    """Fit methods on every split of a data set, and score what they predict for the cells that were held out.
+
+    Parameters
+    ----------
+    task
+        ``"generation"``, ``"perturbation"``, ``"translation"``, ``"trajectory"`` or ``"space"``.
+    data
+        An AnnData with raw counts in ``X``; for translation a MuData.
+    methods
+        Objects with the calls of the task's baselines (``fit`` and ``generate`` or ``predict``) and a ``name``; ``None``
+        for our model and all baselines.
+    options
+        Keys, split, seed: see :class:`Options`.
+    cache
+        Folder for results of single methods, which are read rather than computed again; ``None`` for none.
+    data_id
+        What identifies the data in the cache, such as a digest of its file.
+    progress
+        Called with a line for each step.
+    only_first_split
+        Leave the other splits out.
 
     Returns
     -------
-    Tidy table with the columns ``method``, ``draw``, ``score``, ``value``, ``floor``; the scores include
-    ``fit_seconds``, ``generate_seconds_per_10000`` and ``peak_memory_mb`` (of the process so far).
+    Tidy table with the columns ``task``, ``split``, ``method``, ``draw``, ``score``, ``value``, ``low``, ``high``, ``floor``
+    and ``best``. The scores include ``fit_seconds``, ``seconds_per_10000`` (of generating or predicting) and
+    ``peak_memory_mb`` (resident, while the method was fitted and asked).
+
+    Raises
+    ------
+    InvalidInputError
+        If the data do not hold what the task needs.
+
+    Examples
+    --------
+    >>> from diffvi.benchmark import IndependentNB, Options, run_task
+    >>> from diffvi.datasets import simulate_cells
+    >>> table = run_task("generation", simulate_cells(200, 20), [IndependentNB()], Options(draws=1))
+    >>> sorted(set(table["method"]))
+    ['independent NB per label']
     """
-    labels = test.obs[labels_key].to_numpy(str)
+    chosen, options = find_task(task), options or Options()
+    methods = chosen.methods(options) if methods is None else methods
     tables = []
-    for method in methods:
-        scvi.settings.seed = seed
-        progress(f"{method.name}: fitting")
+    for split in islice(chosen.splits(data, options), 1 if only_first_split else None):
+        for method in methods:
+            file = None if cache is None else cache / f"{task}-{_key(task, data_id, split, method, options)}.csv"
+            if file is not None and file.exists():
+                progress(f"{split.name}: {method.name}: read from the cache")
+                tables.append(pd.read_csv(file))
+                continue
+            progress(f"{split.name}: {method.name}")
+            try:
+                table = _run_method(chosen, method, split, options)
+            except ImportError as error:
+                progress(f"{split.name}: {method.name}: left out, {error.name} is not installed")
+                continue
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                part = file.with_suffix(".part")
+                table.to_csv(part, index=False)
+                part.replace(file)
+            tables.append(table)
+    if not tables:
+        raise InvalidInputError(f"The {task} task finds nothing to hold out in these data, or no method ran.")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _run_method(task: Task, method: Any, split: Split, options: Options) -> pd.DataFrame:
+    scvi.settings.seed = options.seed
+    _reset_peak()
+    start = time.perf_counter()
+    task.fit(method, split, options)
+    fit_seconds = time.perf_counter() - start
+    tables = []
+    for draw in range(options.draws if task.stochastic else 1):
         start = time.perf_counter()
-        method.fit(train, labels_key)
-        fit_seconds = time.perf_counter() - start
-        for draw in range(n_draws):
-            progress(f"{method.name}: draw {draw + 1} of {n_draws}")
-            start = time.perf_counter()
-            cells = method.generate(labels, seed + draw)
-            seconds = (time.perf_counter() - start) * 1e4 / len(labels)
-            table = evaluate_generation(test, cells, train, labels_key, seed=seed + draw)[["value", "floor"]]
-            table.loc["fit_seconds", "value"] = fit_seconds
-            table.loc["generate_seconds_per_10000", "value"] = seconds
-            table.loc["peak_memory_mb", "value"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            tables.append(table.reset_index().assign(method=method.name, draw=draw))
-    return pd.concat(tables, ignore_index=True)[["method", "draw", "score", "value", "floor"]]
+        answer, n = task.draw(method, split, options, options.seed + draw)
+        seconds = (time.perf_counter() - start) * 1e4 / n
+        peak = _peak_mb()
+        table = task.score(answer, split, options, options.seed + draw)
+        cost = {"fit_seconds": fit_seconds, "seconds_per_10000": seconds, "peak_memory_mb": peak}
+        cost_rows = pd.DataFrame({"score": list(cost), "value": list(cost.values()), "best": "low"})
+        tables.append(pd.concat([table, cost_rows], ignore_index=True).assign(draw=draw))
+    whole = pd.concat(tables, ignore_index=True).assign(task=task.name, split=split.name, method=method.name)
+    return whole.reindex(columns=COLUMNS)
+
+
+def _key(task: str, data_id: str, split: Split, method: Any, options: Options) -> str:
+    """Digest of everything that a result depends on."""
+    settings = {k: repr(v) for k, v in vars(method).items() if k != "name"}
+    parts = [__version__, task, data_id, split.name, type(method).__name__, method.name, settings, asdict(options)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reset_peak() -> None:
+    """Start the peak of resident memory anew, where the system can (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_mb() -> float:
+    try:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, silhouette_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -45,6 +45,20 @@ def classifier_two_sample(
     seed
         Seed of folds and forest.
     """
+    y, p = classifier_scores(real, generated, space, classifier, n_components, n_estimators, seed)
+    return float(roc_auc_score(y, p))
+
+
+def classifier_scores(
+    real: Matrix,
+    generated: Matrix,
+    space: str,
+    classifier: str,
+    n_components: int = 50,
+    n_estimators: int = 300,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Origin (1 for generated) and out-of-fold probability of being generated, real cells first."""
     x = np.concatenate([log_normalise(real), log_normalise(generated)])
     y = np.repeat([0, 1], [real.shape[0], generated.shape[0]])
     if space == "pca":
@@ -54,15 +68,34 @@ def classifier_two_sample(
     else:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    return float(roc_auc_score(y, cross_val_predict(model, x, y, cv=folds, method="predict_proba")[:, 1]))
+    return y, cross_val_predict(model, x, y, cv=folds, method="predict_proba")[:, 1]
 
 
 def label_agreement(train: Matrix, train_labels: np.ndarray, cells: Matrix, labels: np.ndarray) -> float:
-    """Share of cells whose label a logistic regression trained on real cells finds, in [0, 1].
+    """Share of cells whose label a logistic regression trained on other cells finds, in [0, 1].
 
-    The best value is what it finds on held-out real cells; above it, the cells are too typical.
+    Trained on real cells and asked about generated ones, the best value is what it finds on held-out real cells;
+    above it, the cells are too typical. Trained on generated cells and asked about real ones ("train on synthetic,
+    test on real", Esteban et al. 2017), the best value is that of a classifier trained on real cells.
     """
+    return float(label_hits(train, train_labels, cells, labels).mean())
+
+
+def label_hits(train: Matrix, train_labels: np.ndarray, cells: Matrix, labels: np.ndarray) -> np.ndarray:
+    """For each cell, 1 where the classifier finds its label, else 0; NaN where there is but one label to learn."""
     if len(np.unique(train_labels)) < 2:
-        return float("nan")
+        return np.full(len(labels), np.nan)
     model = LogisticRegression(C=0.1, max_iter=300).fit(log_normalise(train), train_labels)
-    return float((model.predict(log_normalise(cells)) == labels).mean())
+    return (model.predict(log_normalise(cells)) == labels).astype(float)
+
+
+def silhouette(cells: np.ndarray, labels: np.ndarray, max_cells: int = 5000, seed: int = 0) -> float:
+    """Mean silhouette width of the labels, in [-1, 1] (Rousseeuw 1987); best at the value of real cells.
+
+    ``cells`` are points, such as cells in PCA space. Above the value of real cells, types are
+    separated more cleanly than in life; below, they run into each other.
+    """
+    n_labels = len(np.unique(labels))
+    if not 1 < n_labels < len(labels):
+        return float("nan")
+    return float(silhouette_score(cells, labels, sample_size=min(max_cells, len(cells)), random_state=seed))

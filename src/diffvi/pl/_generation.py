@@ -16,21 +16,7 @@ from matplotlib.figure import Figure
 
 from diffvi.metrics._counts import dense
 
-REAL, GENERATED = "#4d4d4d", "#d55e00"  # Okabe and Ito's palette: told apart by colour-blind readers
-PALETTE = [
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#d55e00",
-    "#f0e442",
-    "#000000",
-    "#999999",
-    "#882255",
-    "#44aa99",
-    "#ddcc77",
-]
+from ._style import GENERATED, PALETTE, REAL, axes, finish
 
 
 def umap(
@@ -71,8 +57,8 @@ def umap(
     points = both.obsm["X_umap"]
     groups = both.obs["group"].astype(str).to_numpy()
     names = sorted(set(groups))
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharex=True, sharey=True, layout="constrained")
-    for ax, origin in zip(axes, ("real", "generated"), strict=True):
+    fig, panels = plt.subplots(1, 2, figsize=(11, 4.4), sharex=True, sharey=True, layout="constrained")
+    for ax, origin in zip(panels, ("real", "generated"), strict=True):
         shown = (both.obs["origin"] == origin).to_numpy()
         ax.scatter(*points[~shown].T, s=5, c="#e5e5e5", linewidths=0, rasterized=True)
         for i, name in enumerate(names):
@@ -81,16 +67,20 @@ def umap(
         ax.set(title=f"{origin} ({shown.sum():,} cells)", xticks=[], yticks=[], xlabel="UMAP1", ylabel="UMAP2")
     if color is not None:
         fig.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, markerscale=2.5, title=color
+            *panels[0].get_legend_handles_labels(),
+            loc="outside right upper",
+            frameon=False,
+            markerscale=2.5,
+            title=color,
         )
-    return _finish(fig, show, save)
+    return finish(fig, show, save)
 
 
 def mean_variance(
     real: AnnData, generated: AnnData, ax: Axes | None = None, show: bool | None = None, save: str | Path | None = None
 ) -> Figure | None:
     """Variance against mean of every gene's counts, real and generated; parameters as in :func:`umap`."""
-    fig, ax = _axes(ax)
+    fig, ax = axes(ax)
     for cells, colour, label in ((real, REAL, "real"), (generated, GENERATED, "generated")):
         x = dense(cells.X)
         mean, variance = x.mean(0), x.var(0)
@@ -99,29 +89,29 @@ def mean_variance(
     ax.axline((1, 1), slope=1, c="k", lw=0.8, ls=":", label="Poisson")
     ax.set(xscale="log", yscale="log", xlabel="mean count of a gene", ylabel="variance", title="Mean and variance")
     ax.legend(frameon=False, markerscale=2)
-    return _finish(fig, show, save)
+    return finish(fig, show, save)
 
 
 def library_sizes(
     real: AnnData, generated: AnnData, ax: Axes | None = None, show: bool | None = None, save: str | Path | None = None
 ) -> Figure | None:
     """Distribution of the library sizes, real and generated; parameters as in :func:`umap`."""
-    fig, ax = _axes(ax)
+    fig, ax = axes(ax)
     sizes = [np.maximum(dense(cells.X).sum(1), 1) for cells in (real, generated)]
     bins = np.geomspace(min(s.min() for s in sizes), max(s.max() for s in sizes) * 1.01, 31).tolist()
     for size, colour, label in zip(sizes, (REAL, GENERATED), ("real", "generated"), strict=True):
         ax.hist(size, bins=bins, density=True, histtype="step", lw=1.8, color=colour, label=label)
     ax.set(xscale="log", xlabel="total counts of a cell", ylabel="density", title="Library sizes")
     ax.legend(frameon=False)
-    return _finish(fig, show, save)
+    return finish(fig, show, save)
 
 
 def losses(model: Any, show: bool | None = None, save: str | Path | None = None) -> Figure | None:
     """Loss curves of both stages of a trained model; ``show`` and ``save`` as in :func:`umap`."""
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    fig, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     stages = [("VAE", "elbo", "negative ELBO"), ("Diffusion prior", "diffusion_loss", "mean squared error")]
     history = model.history or {}
-    for ax, (title, name, label) in zip(axes, stages, strict=True):
+    for ax, (title, name, label) in zip(panels, stages, strict=True):
         for part, colour in (("train", REAL), ("validation", GENERATED)):
             if (curve := history.get(f"{name}_{part}")) is not None and len(curve):
                 ax.plot(curve.index, curve.to_numpy(float).ravel(), c=colour, lw=1.4, label=part)
@@ -132,7 +122,7 @@ def losses(model: Any, show: bool | None = None, save: str | Path | None = None)
                 [np.asarray(line.get_ydata(), float)[len(line.get_ydata()) // 20 :] for line in ax.lines]
             )
             ax.set_ylim(lines.min() - 0.05 * np.ptp(lines), lines.max() + 0.05 * np.ptp(lines))
-    return _finish(fig, show, save)
+    return finish(fig, show, save)
 
 
 def marker_dotplot(
@@ -176,7 +166,7 @@ def marker_dotplot(
         plot = sc.pl.dotplot(both, list(markers), "cells", show=False, return_fig=True, standard_scale="var")
         plot.style(cmap="viridis_r")
         plot.make_figure()
-    return _finish(plot.fig, show, save)
+    return finish(plot.fig, show, save)
 
 
 def _concat(real: AnnData, generated: AnnData, group: str | None) -> AnnData:
@@ -187,23 +177,3 @@ def _concat(real: AnnData, generated: AnnData, group: str | None) -> AnnData:
         obs = pd.DataFrame({"group": values}, index=cells.obs_names)
         parts[origin] = AnnData(cells.X.astype(np.float32), obs=obs, var=pd.DataFrame(index=cells.var_names))
     return ad.concat(parts, label="origin", index_unique="-")
-
-
-def _axes(ax: Axes | None) -> tuple[Figure, Axes]:
-    if ax is not None:
-        figure = ax.get_figure(root=True)
-        assert figure is not None
-        return figure, ax
-    fig, ax = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
-    return fig, ax
-
-
-def _finish(fig: Figure, show: bool | None, save: str | Path | None) -> Figure | None:
-    if save is not None:
-        fig.savefig(save, dpi=150, bbox_inches="tight")
-    if show is None:
-        show = plt.isinteractive()
-    if show:
-        plt.show()
-        return None
-    return fig

@@ -58,6 +58,22 @@ class IndependentNB:
         return _cells(counts, labels, self.labels_key, self.var)
 
 
+class BootstrapCells:
+    """Real training cells of the label, drawn with replacement: perfect to every score but memorisation."""
+
+    name = "bootstrap of real cells"
+
+    def fit(self, train: AnnData, labels_key: str) -> None:
+        """Keep the cells."""
+        self.train, self.labels_key = train, labels_key
+        self.labels = train.obs[labels_key].to_numpy(str)
+
+    def generate(self, labels: np.ndarray, seed: int) -> AnnData:
+        """Draw one cell a label."""
+        rows = _draw_like(self.labels, labels, np.random.default_rng(seed))
+        return _cells(dense(self.train.X[rows]), labels, self.labels_key, self.train.var[[]].copy())
+
+
 class SCVIPrior:
     """scVI with its defaults; latents from N(0, I), library sizes from the label's training cells."""
 
@@ -73,16 +89,16 @@ class SCVIPrior:
         self.model = scvi.model.SCVI(train)
         self.model.train(enable_progress_bar=False)
 
-    def latents(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """One latent a label."""
+    def latents(self, labels: np.ndarray, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
+        """One latent a label; ``rows`` are training cells of these labels."""
         return rng.normal(size=(len(labels), self.model.module.n_latent))
 
     def generate(self, labels: np.ndarray, seed: int) -> AnnData:
         """Decode latents and draw counts."""
         rng = np.random.default_rng(seed)
         torch.manual_seed(seed)
-        library = np.array([rng.choice(self.library[self.labels == label]) for label in labels])
-        return self._decode(self.latents(labels, rng), library, labels)
+        rows = _draw_like(self.labels, labels, rng)
+        return self._decode(self.latents(labels, rng, rows), self.library[rows], labels)
 
     @torch.inference_mode()
     def _decode(self, z: np.ndarray, library: np.ndarray, labels: np.ndarray) -> AnnData:
@@ -111,7 +127,7 @@ class SCVIGaussianMixture(SCVIPrior):
                 min(3, max(1, len(points) // 20)), random_state=0, reg_covar=1e-4
             ).fit(points)
 
-    def latents(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def latents(self, labels: np.ndarray, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
         """One latent a label, from the label's mixture."""
         z = np.empty((len(labels), self.model.module.n_latent))
         for label in np.unique(labels):
@@ -121,7 +137,36 @@ class SCVIGaussianMixture(SCVIPrior):
         return z
 
 
-BASELINES: list[type[Generator]] = [IndependentNB, SCVIPrior, SCVIGaussianMixture]
+class SCVIPosteriorPredictive(SCVIPrior):
+    """scVI with its defaults; latents from the posteriors of the label's training cells, at their library sizes.
+
+    No generator: every cell is a noisy copy of a training cell.
+    """
+
+    name = "scVI, posterior predictive"
+
+    def latents(self, labels: np.ndarray, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
+        """A draw from the posterior of each training cell."""
+        mean, variance = self.model.get_latent_representation(return_dist=True)
+        return mean[rows] + np.sqrt(variance[rows]) * rng.normal(size=mean[rows].shape)
+
+
+GENERATION_BASELINES: list[type[Generator]] = [
+    IndependentNB,
+    BootstrapCells,
+    SCVIPrior,
+    SCVIGaussianMixture,
+    SCVIPosteriorPredictive,
+]
+
+
+def _draw_like(pool: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each label a row of ``pool`` that has it, drawn with replacement."""
+    rows = np.empty(len(labels), dtype=int)
+    for label in np.unique(labels):
+        wanted = labels == label
+        rows[wanted] = rng.choice(np.flatnonzero(pool == label), wanted.sum())
+    return rows
 
 
 def _cells(counts: np.ndarray, labels: np.ndarray, labels_key: str, var: pd.DataFrame) -> AnnData:

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from diffvi.model import LatentDiffusionSCVI
+
+GROUP = "label_and_batch"
+"""Column of ``obs`` with label and batch where both are asked for together."""
+
+PAIR = " | "
+"""Between label and batch in that column."""
+
+
+class Diffvi:
+    """:class:`~diffvi.model.LatentDiffusionSCVI` as one of the generators.
+
+    Parameters
+    ----------
+    name
+        Its name in the table.
+    train_kwargs
+        Passed to ``train``.
+    generate_kwargs
+        Passed to ``generate``.
+    keys
+        Columns of label and batch, where the labels to generate are pairs of both: they are then two conditions.
+    **model_kwargs
+        Passed to the model.
+    """
+
+    def __init__(
+        self,
+        name: str = "diffvi",
+        train_kwargs: dict[str, Any] | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        keys: tuple[str, str] | None = None,
+        **model_kwargs: Any,
+    ) -> None:
+        self.name = name
+        self.train_kwargs, self.generate_kwargs = train_kwargs or {}, generate_kwargs or {}
+        self.keys, self.model_kwargs = keys, model_kwargs
+
+    def fit(self, train: AnnData, labels_key: str) -> None:
+        """Train both stages."""
+        self.labels_key = labels_key
+        train = train.copy()
+        label, batch = self.keys or (labels_key, None)
+        LatentDiffusionSCVI.setup_anndata(train, labels_key=label, batch_key=batch)
+        self.model = LatentDiffusionSCVI(train, **self.model_kwargs)
+        self.model.train(**{"enable_progress_bar": False, **self.train_kwargs})
+
+    def generate(self, labels: np.ndarray, seed: int) -> AnnData:
+        """Generate a cell for every label."""
+        conditions = {self.labels_key: labels}
+        if self.keys is not None:
+            values = np.array([label.split(PAIR) for label in labels])
+            conditions = dict(zip(self.keys, values.T, strict=True))
+        cells = self.model.generate(len(labels), conditions, seed=seed, **self.generate_kwargs)
+        cells.obs[self.labels_key] = labels
+        return cells

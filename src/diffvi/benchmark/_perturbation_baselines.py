@@ -1,0 +1,230 @@
+"""Effects of perturbations without a deep model (and scGen's arithmetic): control cells, moved by a predicted change."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import scvi
+import torch
+from anndata import AnnData
+from sklearn.decomposition import PCA
+
+from diffvi._exceptions import InvalidInputError
+from diffvi.metrics import log_normalise
+
+
+class PerturbationPredictor(Protocol):
+    """A method that predicts perturbed cells from control cells."""
+
+    name: str
+
+    def fit(self, train: AnnData, perturbation_key: str, control: str, context_key: str | None) -> None:
+        """Learn from raw counts of control and perturbed cells in one or several contexts (cell types, donors)."""
+
+    def predict(self, control: AnnData, perturbation: str) -> np.ndarray:
+        """Log-normalised expression of the control cells (raw counts, one context) under a perturbation."""
+
+
+def parts(perturbation: str) -> list[str]:
+    """Single perturbations of a combined one, in alphabetical order.
+
+    Examples
+    --------
+    >>> parts("KLF1+BAK1")
+    ['BAK1', 'KLF1']
+    """
+    return sorted(perturbation.split("+"))
+
+
+def mean_changes(
+    values: np.ndarray, cells: AnnData, perturbation_key: str, control: str, context_key: str | None
+) -> dict[str, np.ndarray]:
+    """Change of the mean of ``values`` under every perturbation: within each context, then averaged over contexts.
+
+    Contexts without control cells are left out.
+    """
+    names = cells.obs[perturbation_key].to_numpy(str)
+    if control not in names:
+        raise InvalidInputError(f"`control`: no cell of the training data has the perturbation {control!r}.")
+    contexts = cells.obs[context_key].to_numpy(str) if context_key else np.full(len(names), "")
+    changes: dict[str, list[np.ndarray]] = {}
+    for context in np.unique(contexts):
+        here = contexts == context
+        if not (here & (names == control)).any():
+            continue
+        base = values[here & (names == control)].mean(0)
+        for name in np.unique(names[here & (names != control)]):
+            changes.setdefault(str(name), []).append(values[here & (names == name)].mean(0) - base)
+    if not changes:
+        raise InvalidInputError(f"`control`: no context has cells of {control!r} and of a perturbation.")
+    return {name: np.mean(found, axis=0) for name, found in changes.items()}
+
+
+class NoChange:
+    """The control cells as they are."""
+
+    name = "no change"
+    effects: dict[str, np.ndarray]
+    mean_effect: np.ndarray
+
+    def fit(self, train: AnnData, perturbation_key: str, control: str, context_key: str | None) -> None:
+        """Mean change under every training perturbation, over contexts, ``effects``."""
+        self.effects = mean_changes(log_normalise(train.X), train, perturbation_key, control, context_key)
+        self.mean_effect = np.mean(list(self.effects.values()), axis=0)
+        self.genes = train.var_names
+        self.learn()
+
+    def learn(self) -> None:
+        """What a subclass takes from the effects."""
+
+    def effects_of_parts(self, perturbation: str) -> np.ndarray:
+        """Effects of the parts, the mean effect for one not seen, ``(n_parts, n_genes)``."""
+        return np.stack([self.effects.get(p, self.mean_effect) for p in parts(perturbation)])
+
+    def change(self, perturbation: str) -> np.ndarray:
+        """Predicted change of the mean, ``(n_genes,)``."""
+        return np.zeros(len(self.genes))
+
+    def predict(self, control: AnnData, perturbation: str) -> np.ndarray:
+        """Control cells plus the change.
+
+        Not cut at zero, so that the mean is exactly what the method predicts; as cells they are crude.
+        """
+        return log_normalise(control.X) + self.change(perturbation)
+
+
+class MeanEffect(NoChange):
+    """The mean effect of all training perturbations, whatever is asked for ("perturbed mean")."""
+
+    name = "mean effect"
+
+    def change(self, perturbation: str) -> np.ndarray:
+        """The mean effect."""
+        return self.mean_effect
+
+
+class MatchingMean(MeanEffect):
+    """Mean of the effects of the parts; the mean effect for a part not seen (Systema, Viñas Torné et al. 2025)."""
+
+    name = "matching mean"
+
+    def change(self, perturbation: str) -> np.ndarray:
+        """Mean over the parts."""
+        if perturbation in self.effects:
+            return self.effects[perturbation]
+        return np.mean(self.effects_of_parts(perturbation), axis=0)
+
+
+class Additive(MeanEffect):
+    """Sum of the effects of the parts, times a scale fitted on the training combinations.
+
+    For a perturbation seen in other contexts its mean effect there; for a part not seen the mean effect.
+    """
+
+    name = "additive"
+    scale = 1.0
+
+    def learn(self) -> None:
+        """Least squares of training combinations on the sums of their parts."""
+        known = [name for name in self.effects if len(parts(name)) > 1 and set(parts(name)) <= set(self.effects)]
+        if known:
+            sums = np.concatenate([self.sum(name) for name in known])
+            whole = np.concatenate([self.effects[name] for name in known])
+            self.scale = float(sums @ whole / (sums @ sums))
+
+    def sum(self, perturbation: str) -> np.ndarray:
+        """Sum of the parts."""
+        return np.sum(self.effects_of_parts(perturbation), axis=0)
+
+    def change(self, perturbation: str) -> np.ndarray:
+        """Scaled sum of the parts."""
+        if perturbation in self.effects:
+            return self.effects[perturbation]
+        return self.sum(perturbation) * (self.scale if len(parts(perturbation)) > 1 else 1.0)
+
+
+class BilinearRidge(MeanEffect):
+    """Gene factors times perturbation factors (Ahlmann-Eltze, Huber and Anders 2025).
+
+    Effects are fitted by ``G W P^T + b``: the gene factors ``G`` are principal components of the training
+    effects over genes, a single perturbation's ``P`` are the factors of the gene it targets (zero where that gene
+    is not measured), and a combination's the sum over its parts.
+
+    Parameters
+    ----------
+    n_components
+        Number of factors.
+    penalty
+        Ridge penalty of ``W`` on either side.
+    """
+
+    name = "bilinear ridge"
+
+    def __init__(self, n_components: int = 10, penalty: float = 0.1) -> None:
+        self.n_components, self.penalty = n_components, penalty
+
+    def learn(self) -> None:
+        """Solve for ``W``."""
+        y = np.stack(list(self.effects.values()), 1)  # genes x perturbations
+        self.offset = y.mean(1)
+        k = min(self.n_components, *y.shape)
+        self.g = PCA(k, random_state=0).fit_transform(y)
+        p = np.stack([self.factors(name) for name in self.effects])
+        left = np.linalg.solve(self.g.T @ self.g + self.penalty * np.eye(k), self.g.T @ (y - self.offset[:, None]))
+        self.w = left @ p @ np.linalg.inv(p.T @ p + self.penalty * np.eye(k))
+
+    def factors(self, perturbation: str) -> np.ndarray:
+        """Sum of the factors of the targets."""
+        known = [part for part in parts(perturbation) if part in self.genes]
+        return (
+            np.sum([self.g[self.genes.get_loc(part)] for part in known], axis=0) if known else np.zeros(self.g.shape[1])
+        )
+
+    def change(self, perturbation: str) -> np.ndarray:
+        """``G W P^T + b``."""
+        return self.g @ self.w @ self.factors(perturbation) + self.offset
+
+
+class LatentShift(NoChange):
+    """scGen's arithmetic (Lotfollahi et al. 2019) on an scVI latent: add the mean latent change, decode.
+
+    Changes of a combination's parts are added; the mean change stands in for a part not seen.
+    """
+
+    name = "latent shift (scGen)"
+
+    def fit(self, train: AnnData, perturbation_key: str, control: str, context_key: str | None) -> None:
+        """Train :class:`scvi.model.SCVI` with its defaults, then take the changes of the latent mean."""
+        data = AnnData(train.X.copy(), obs=train.obs.copy(), var=train.var[[]].copy())
+        scvi.model.SCVI.setup_anndata(data)
+        self.model = scvi.model.SCVI(data)
+        self.model.train(enable_progress_bar=False)
+        z = self.model.get_latent_representation()
+        self.effects = mean_changes(z, train, perturbation_key, control, context_key)
+        self.mean_effect = np.mean(list(self.effects.values()), axis=0)
+
+    @torch.inference_mode()
+    def predict(self, control: AnnData, perturbation: str) -> np.ndarray:
+        """Control cells, encoded, shifted, and decoded at their own library sizes."""
+        shift = self.effects.get(perturbation, self.effects_of_parts(perturbation).sum(0))
+        cells = AnnData(control.X.copy(), obs=control.obs.copy(), var=control.var[[]].copy())
+        z = self.model.get_latent_representation(cells) + shift
+        module: Any = self.model.module
+        library = np.log(np.maximum(np.asarray(control.X.sum(1)).ravel(), 1))
+        px = module.generative(
+            z=torch.as_tensor(z, dtype=torch.float32),
+            library=torch.as_tensor(library, dtype=torch.float32)[:, None],
+            batch_index=torch.zeros(len(z), 1, dtype=torch.long),
+        )["px"]
+        return log_normalise(px.mean.numpy())
+
+
+PERTURBATION_BASELINES: list[type[PerturbationPredictor]] = [
+    NoChange,
+    MeanEffect,
+    MatchingMean,
+    Additive,
+    BilinearRidge,
+    LatentShift,
+]

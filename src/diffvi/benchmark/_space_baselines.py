@@ -1,0 +1,137 @@
+"""Expression at a location from the locations around it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Protocol
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.neighbors import NearestNeighbors
+
+
+class SpatialPredictor(Protocol):
+    """A method that predicts log-normalised expression at locations."""
+
+    name: str
+
+    def fit(self, coordinates: np.ndarray, values: np.ndarray) -> None:
+        """Learn from measured locations, ``(n, d)`` and ``(n, n_genes)``."""
+
+    def predict(self, coordinates: np.ndarray) -> np.ndarray:
+        """Mean expression."""
+
+    def sample(self, coordinates: np.ndarray, seed: int) -> np.ndarray:
+        """One sample of the expression; a method without a spread gives its mean."""
+
+
+class KNNSpace:
+    """Mean of the ``k`` nearest measured locations."""
+
+    name = "kNN"
+
+    def __init__(self, k: int = 10) -> None:
+        self.k = k
+
+    def fit(self, coordinates: np.ndarray, values: np.ndarray) -> None:
+        """Keep the locations."""
+        self.values = np.asarray(values, float)
+        self.neighbours = NearestNeighbors(n_neighbors=min(self.k, len(values))).fit(coordinates)
+
+    def weights(self, distances: np.ndarray) -> np.ndarray:
+        """Weight of every neighbour."""
+        return np.ones_like(distances)
+
+    def predict(self, coordinates: np.ndarray) -> np.ndarray:
+        """Weighted mean of the neighbours."""
+        distances, rows = self.neighbours.kneighbors(coordinates)
+        weights = self.weights(distances)
+        return np.einsum("nk,nkg->ng", weights / weights.sum(1, keepdims=True), self.values[rows])
+
+    def sample(self, coordinates: np.ndarray, seed: int) -> np.ndarray:
+        """The mean."""
+        return self.predict(coordinates)
+
+
+class IDW(KNNSpace):
+    """Inverse-distance weighting (Shepard 1968) of the nearest locations.
+
+    Parameters
+    ----------
+    k
+        Neighbours.
+    power
+        Exponent of the distance.
+    """
+
+    name = "IDW"
+
+    def __init__(self, k: int = 30, power: float = 2.0) -> None:
+        super().__init__(k)
+        self.power = power
+
+    def weights(self, distances: np.ndarray) -> np.ndarray:
+        """Inverse distances."""
+        return 1 / np.maximum(distances, 1e-9) ** self.power
+
+
+class NeighbourSample(KNNSpace):
+    """A measured neighbour, drawn at random: keeps the noise and the variance that smoothers lose."""
+
+    name = "sampled neighbour"
+
+    def sample(self, coordinates: np.ndarray, seed: int) -> np.ndarray:
+        """The values of one of the ``k`` neighbours."""
+        rows = self.neighbours.kneighbors(coordinates, return_distance=False)
+        chosen = np.random.default_rng(seed).integers(rows.shape[1], size=len(rows))
+        return self.values[rows[np.arange(len(rows)), chosen]]
+
+
+class GPSpace:
+    """Gaussian process (kriging) on principal components, its range and nugget fitted by marginal likelihood.
+
+    Parameters
+    ----------
+    n_components
+        Principal components of the expression.
+    max_locations
+        Locations that the process is fitted to, drawn at random: its cost is cubic.
+    """
+
+    name = "GP"
+
+    def __init__(self, n_components: int = 10, max_locations: int = 1500) -> None:
+        self.n_components, self.max_locations = n_components, max_locations
+
+    def fit(self, coordinates: np.ndarray, values: np.ndarray) -> None:
+        """Fit one process a component; ranges on a part of the locations."""
+        rng = np.random.default_rng(0)
+        rows = rng.permutation(len(values))[: self.max_locations]
+        self.scale = coordinates.std()
+        self.pca = PCA(min(self.n_components, *values.shape), random_state=0).fit(values)
+        targets = self.pca.transform(values)
+        kernel = ConstantKernel(0.5) * RBF(0.2, (1e-2, 5.0)) + WhiteKernel(0.5)
+        few = rows[:500]
+        self.models = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for target in targets.T:
+                fitted = GaussianProcessRegressor(kernel, normalize_y=True).fit(
+                    coordinates[few] / self.scale, target[few]
+                )
+                whole = GaussianProcessRegressor(fitted.kernel_, optimizer=None, normalize_y=True)
+                self.models.append(whole.fit(coordinates[rows] / self.scale, target[rows]))
+
+    def predict(self, coordinates: np.ndarray) -> np.ndarray:
+        """Posterior mean."""
+        z = np.stack([model.predict(coordinates / self.scale) for model in self.models], 1)
+        return self.pca.inverse_transform(z)
+
+    def sample(self, coordinates: np.ndarray, seed: int) -> np.ndarray:
+        """The mean."""
+        return self.predict(coordinates)
+
+
+SPACE_BASELINES: list[type[SpatialPredictor]] = [KNNSpace, IDW, GPSpace, NeighbourSample]

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import scanpy as sc
+import torch
+from anndata import AnnData
+from sklearn.model_selection import train_test_split
+
+from diffvi._exceptions import InvalidInputError
+
+
+def split_cells(
+    adata: AnnData, labels_key: str, test_size: float = 0.35, n_top_genes: int | None = 2000, seed: int = 0
+) -> tuple[AnnData, AnnData]:
+    """Stratified split into training and held-out cells, over the genes most variable in the training cells.
+
+    Parameters
+    ----------
+    adata
+        Raw counts in ``X``.
+    labels_key
+        Column of ``obs`` to stratify by.
+    test_size
+        Share of held-out cells.
+    n_top_genes
+        Genes to keep, by ``seurat_v3`` on the training cells alone; ``None`` for all.
+    seed
+        Seed of the split.
+    """
+    require_column(adata, "labels_key", labels_key)
+    rows = train_test_split(
+        np.arange(adata.n_obs), test_size=test_size, stratify=adata.obs[labels_key], random_state=seed
+    )
+    train, test = (adata[r].copy() for r in rows)
+    kept = most_variable(train, n_top_genes)
+    train, test = train[:, kept].copy(), test[:, kept].copy()
+    some = np.asarray(test.X.sum(1)).ravel() > 0
+    return train[np.asarray(train.X.sum(1)).ravel() > 0].copy(), test[some].copy()
+
+
+def most_variable(train: AnnData, n_top_genes: int | None) -> np.ndarray:
+    """Mask of the genes most variable in raw counts (``seurat_v3``); all of them where there are no more."""
+    if n_top_genes is None or n_top_genes >= train.n_vars:
+        return np.ones(train.n_vars, bool)
+    cells = AnnData(train.X, var=train.var[[]].copy())
+    sc.pp.highly_variable_genes(cells, n_top_genes=n_top_genes, flavor="seurat_v3")
+    # Scanpy's compiled kernels leave torch's OpenMP pool at all cores, whatever torch was told.
+    torch.set_num_threads(torch.get_num_threads())
+    return cells.var["highly_variable"].to_numpy()
+
+
+def require_column(adata: AnnData, argument: str, key: str) -> None:
+    """Raise unless ``adata.obs`` has the column."""
+    if key not in adata.obs:
+        raise InvalidInputError(f"`{argument}`: adata.obs has no column {key!r}; it has {', '.join(adata.obs)}.")

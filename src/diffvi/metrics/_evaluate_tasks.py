@@ -1,0 +1,286 @@
+"""Tables for the tasks beside generation, one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.decomposition import PCA
+
+from diffvi._exceptions import InvalidInputError
+
+from ._counts import dense, expression
+from ._distances import energy_distance, mmd, wasserstein
+from ._perturbation import (
+    de_agreement,
+    discrimination,
+    effect_distance,
+    effect_norm_ratio,
+    fold_change_nmae,
+    interval_coverage,
+    pearson_delta,
+    variance_r2,
+)
+from ._resampling import Scores, half_sample_intervals
+from ._space import moran_i, variance_ratio
+from ._trajectory import composition_distance, resample_weighted
+from ._translation import feature_correlation, feature_rmse
+
+PERTURBATION_BEST = {
+    "pearson_delta": "high",
+    "pearson_delta_mean": "high",
+    "effect_distance": "low",
+    "effect_norm_ratio": "1",
+    "fold_change_nmae": "low",
+    "discrimination": "high",
+    "energy_distance": "low",
+    "variance_r2": "high",
+    "de_ratio": "1",
+    "de_overlap": "high",
+}
+
+
+def evaluate_perturbation(
+    real: AnnData,
+    predicted: AnnData,
+    control: AnnData,
+    perturbation_key: str,
+    reference: np.ndarray | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score predicted perturbed cells against real ones, perturbation by perturbation.
+
+    Parameters
+    ----------
+    real
+        Real cells of the held-out perturbations: raw counts in ``X``, or log-normalised by scanpy.
+    predicted
+        Predicted cells of the same perturbations, with the same genes.
+    control
+        Control cells of the same context: effects are counted from their mean.
+    perturbation_key
+        Column of ``obs`` in ``real`` and ``predicted`` with the perturbation.
+    reference
+        Mean log-normalised expression of the *training* perturbations, for ``pearson_delta_mean``; ``None`` for
+        the mean over the perturbations in ``real``.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    One row a perturbation and score, with the columns ``perturbation``, ``score``, ``value``, ``floor``, ``best``. The
+    floor is what one half of the real cells scores as a prediction of the other half: the replicate. As it
+    uses half of the cells its noise is larger than that of a prediction judged by all of them.
+
+    Raises
+    ------
+    InvalidInputError
+        If genes differ, a column is missing, or a perturbation has no predicted or fewer than 4 real cells.
+    """
+    for name, cells in (("predicted", predicted), ("control", control)):
+        if not real.var_names.equals(cells.var_names):
+            raise InvalidInputError(f"`{name}` must have the genes of `real` in the same order.")
+    for name, cells in (("real", real), ("predicted", predicted)):
+        if perturbation_key not in cells.obs:
+            raise InvalidInputError(f"`perturbation_key`: {name}.obs has no column {perturbation_key!r}.")
+    x, y, c = (expression(cells) for cells in (real, predicted, control))
+    real_names, predicted_names = (a.obs[perturbation_key].to_numpy(str) for a in (real, predicted))
+    names = [str(name) for name in np.unique(real_names)]
+    truth = {name: x[real_names == name] for name in names}
+    guess = {name: y[predicted_names == name] for name in names}
+    for name in names:
+        if len(guess[name]) == 0 or len(truth[name]) < 4:
+            raise InvalidInputError(
+                f"`perturbation_key`: {name!r} has {len(truth[name])} real and {len(guess[name])} predicted cells; "
+                "at least 4 and 1 are needed."
+            )
+    if reference is None:
+        reference = np.mean([cells.mean(0) for cells in truth.values()], axis=0)
+    rng = np.random.default_rng(seed)
+    halves = {name: np.array_split(rng.permutation(len(cells)), 2) for name, cells in truth.items()}
+    first = {name: cells[halves[name][0]] for name, cells in truth.items()}
+    second = {name: cells[halves[name][1]] for name, cells in truth.items()}
+    value = _perturbation_scores(truth, guess, c, reference, seed)
+    floor = _perturbation_scores(first, second, c, reference, seed)
+    table = value.merge(floor.rename(columns={"value": "floor"}), on=["perturbation", "score"])
+    return table.assign(best=table["score"].map(PERTURBATION_BEST))
+
+
+def _perturbation_scores(
+    truth: dict[str, np.ndarray], guess: dict[str, np.ndarray], control: np.ndarray, reference: np.ndarray, seed: int
+) -> pd.DataFrame:
+    base = control.mean(0)
+    means = {name: (truth[name].mean(0), guess[name].mean(0)) for name in truth}
+    ranks = discrimination(*(np.stack([m[i] - base for m in means.values()]) for i in (0, 1)))
+    rng = np.random.default_rng(seed)
+    rows = []
+    for (name, (real, predicted)), rank in zip(means.items(), ranks, strict=True):
+        cells, made = truth[name], guess[name]
+        made = made[rng.permutation(len(made))[: len(cells)]]
+        both = np.concatenate([cells, made])
+        pca = PCA(min(30, *both.shape), random_state=seed).fit(both)
+        de = de_agreement(cells, made, control)
+        scores = {
+            "pearson_delta": pearson_delta(real, predicted, base),
+            "pearson_delta_mean": pearson_delta(real, predicted, reference),
+            "effect_distance": effect_distance(real, predicted),
+            "effect_norm_ratio": effect_norm_ratio(real, predicted, base),
+            "fold_change_nmae": fold_change_nmae(real, predicted, base),
+            "discrimination": rank,
+            "energy_distance": _energy(pca.transform(cells), pca.transform(made)),
+            "variance_r2": variance_r2(cells, made, control),
+            "de_ratio": de.n_predicted / de.n_real if de.n_real else np.nan,
+            "de_overlap": de.overlap,
+        }
+        rows += [{"perturbation": name, "score": score, "value": value} for score, value in scores.items()]
+    return pd.DataFrame(rows)
+
+
+def evaluate_translation(
+    real: np.ndarray,
+    predicted: np.ndarray,
+    feature_names: Sequence[str] | None = None,
+    low: np.ndarray | None = None,
+    high: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Score one modality predicted from another, feature by feature.
+
+    Parameters
+    ----------
+    real, predicted
+        Measured and predicted values, cells by features, on the same scale (``log1p`` of counts is the custom).
+    feature_names
+        Names of the features; ``None`` to number them.
+    low, high
+        Ends of a prediction interval; adds ``interval_coverage``.
+
+    Returns
+    -------
+    One row a feature, with the columns ``pearson``, ``spearman``, ``rmse`` and, with an interval, ``interval_coverage``.
+    ``table.mean()`` is the mean over features.
+
+    Raises
+    ------
+    InvalidInputError
+        If the shapes differ.
+    """
+    real, predicted = dense(real), dense(predicted)
+    if real.shape != predicted.shape:
+        raise InvalidInputError(
+            f"`predicted` has the shape {predicted.shape}; it must be that of `real`, {real.shape}."
+        )
+    names = [str(i) for i in range(real.shape[1])] if feature_names is None else list(feature_names)
+    table = pd.DataFrame(
+        {
+            "pearson": feature_correlation(real, predicted),
+            "spearman": feature_correlation(real, predicted, "spearman"),
+            "rmse": feature_rmse(real, predicted),
+        },
+        index=pd.Index(names, name="feature"),
+    )
+    if low is not None and high is not None:
+        columns = zip(real.T, dense(low).T, dense(high).T, strict=True)
+        table["interval_coverage"] = [interval_coverage(*column) for column in columns]
+    return table
+
+
+def evaluate_trajectory(
+    real: np.ndarray,
+    predicted: np.ndarray,
+    weights: np.ndarray | None = None,
+    real_labels: np.ndarray | None = None,
+    predicted_labels: np.ndarray | None = None,
+    n_resamples: int = 20,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score a predicted population against the cells measured at that time.
+
+    Parameters
+    ----------
+    real, predicted
+        Cells as points, such as principal components; the PCA must not have been fitted on the held-out time.
+    weights
+        Weights of the predicted cells, such as their growth.
+    real_labels, predicted_labels
+        Cell types; adds ``composition_distance``.
+    n_resamples
+        Random halves for the 95 % intervals; 0 for none.
+    seed
+        Seed of everything random.
+
+    Returns
+    -------
+    One row a score, with the columns ``value``, ``low``, ``high``, ``floor`` and ``best``. The floor compares
+    two random halves of the real cells; W1 and W2 fall with the number of cells, so it is somewhat too high.
+    """
+    points = predicted if weights is None else resample_weighted(predicted, weights, seed)
+
+    def scores(r: np.ndarray, p: np.ndarray, cells: np.ndarray = points) -> Scores:
+        x, y = real[r], cells[p]
+        return {
+            "w1": wasserstein(x, y, p=1, seed=seed),
+            "w2": wasserstein(x, y, p=2, seed=seed),
+            "mmd": mmd(x, y),
+            "energy_distance": energy_distance(x, y),
+        }
+
+    table = half_sample_intervals(scores, len(real), len(points), n_resamples, seed)
+    first, second = np.array_split(np.random.default_rng(seed).permutation(len(real)), 2)
+    table["floor"] = pd.Series(scores(first, second, real))
+    table["best"] = "low"
+    if real_labels is not None and predicted_labels is not None:
+        distance = composition_distance(real_labels, predicted_labels, weights)
+        floor = composition_distance(np.asarray(real_labels)[first], np.asarray(real_labels)[second])
+        table.loc["composition_distance"] = [distance, np.nan, np.nan, floor, "low"]
+    return table.rename_axis("score")
+
+
+def evaluate_space(
+    real: np.ndarray,
+    mean: np.ndarray,
+    sample: np.ndarray,
+    coordinates: np.ndarray,
+    n_components: int = 10,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score expression predicted at held-out locations: the mean by accuracy, one sample by its structure.
+
+    Parameters
+    ----------
+    real
+        Measured log-normalised values, locations by genes.
+    mean, sample
+        Predicted mean and one sample, same shape.
+    coordinates
+        Of the locations, ``(n, 2)`` or ``(n, 3)``.
+    n_components
+        Principal components for the energy distance.
+    seed
+        Seed of the PCA.
+
+    Returns
+    -------
+    One row a score, with the columns ``value``, ``floor`` (the measured values' own) and ``best``: ``pearson`` (mean
+    over genes, of the mean), ``moran_i_mean`` and ``moran_i_sample`` (best at the floor), ``variance_ratio_mean``,
+    ``variance_ratio_sample`` and ``energy_distance`` (of the sample).
+    """
+    for name, values in (("mean", mean), ("sample", sample)):
+        if values.shape != real.shape:
+            raise InvalidInputError(f"`{name}` has the shape {values.shape}; it must be that of `real`, {real.shape}.")
+    pca = PCA(min(n_components, *real.shape), random_state=seed).fit(real)
+    true_i = float(np.nanmean(moran_i(real, coordinates)))
+    rows = {
+        "pearson": (float(np.nanmean(feature_correlation(real, mean))), 1.0, "high"),
+        "moran_i_mean": (float(np.nanmean(np.nan_to_num(moran_i(mean, coordinates)))), true_i, "floor"),
+        "moran_i_sample": (float(np.nanmean(np.nan_to_num(moran_i(sample, coordinates)))), true_i, "floor"),
+        "variance_ratio_mean": (variance_ratio(real, mean), 1.0, "1"),
+        "variance_ratio_sample": (variance_ratio(real, sample), 1.0, "1"),
+        "energy_distance": (_energy(pca.transform(real), pca.transform(sample)), 0.0, "low"),
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "floor", "best"]).rename_axis("score")
+
+
+def _energy(x: np.ndarray, y: np.ndarray) -> float:
+    return energy_distance(x, y) if min(len(x), len(y)) > 1 else float("nan")

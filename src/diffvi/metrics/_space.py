@@ -1,0 +1,43 @@
+"""Scores of expression predicted in space; values are log-normalised, locations by genes."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
+
+
+def moran_i(values: np.ndarray, coordinates: np.ndarray, k: int = 6) -> np.ndarray:
+    r"""Moran's I of every gene (Moran 1950): about 0 without spatial structure, 1 for perfect clustering.
+
+    :math:`I = \frac{n}{\sum w_{ij}} \frac{\sum w_{ij} x_i x_j}{\sum x_i^2}` with centred values and weights that are
+    ``1 / k`` for the ``k`` nearest neighbours.
+
+    Parameters
+    ----------
+    values
+        Locations by genes.
+    coordinates
+        Locations, ``(n, 2)`` or ``(n, 3)``.
+    k
+        Neighbours; six, as in a hexagonal lattice.
+
+    Returns
+    -------
+    ``(n_genes,)``; NaN for a constant gene. Predictions are best at the value of the measured ones: every
+    smoother inflates it.
+    """
+    values = np.asarray(values, float)
+    n = len(values)
+    k = min(k, n - 1)
+    graph: sparse.csr_matrix = NearestNeighbors(n_neighbors=k).fit(coordinates).kneighbors_graph()
+    x = values - values.mean(0)
+    total = (x**2).sum(0)
+    return np.divide((x * (graph @ x)).sum(0) / k, total, out=np.full(x.shape[1], np.nan), where=total > 1e-12)
+
+
+def variance_ratio(real: np.ndarray, predicted: np.ndarray) -> float:
+    """Median over genes of predicted over real variance; 1 is best, below it is smoothed."""
+    real_variance = np.var(real, axis=0)
+    kept = real_variance > 0
+    return float(np.median(np.var(predicted, axis=0)[kept] / real_variance[kept]))

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ._style import GENERATED, PALETTE, REAL, axes, finish
+
+
+def score_table(
+    table: pd.DataFrame,
+    scores: Sequence[str] | None = None,
+    n_columns: int = 4,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Figure | None:
+    """Every score of a benchmark in a panel of its own: methods as points, the real-vs-real floor as a line.
+
+    Parameters
+    ----------
+    table
+        Result of :func:`~diffvi.benchmark.run_task` (or a CSV of it): one row a method, split, draw and score.
+    scores
+        Scores to draw; ``None`` for all but the costs.
+    n_columns
+        Panels in a row.
+    show, save
+        As in :func:`umap`.
+    """
+    costs = ("fit_seconds", "seconds_per_10000", "peak_memory_mb")
+    names = [s for s in table["score"].unique() if s not in costs] if scores is None else list(scores)
+    names = [n for n in names if table.loc[table["score"] == n, "value"].notna().any()]
+    methods = list(table["method"].unique())[::-1]
+    n_rows = -(-len(names) // n_columns)
+    height = n_rows * (0.9 + 0.24 * len(methods))
+    fig, grid = plt.subplots(
+        n_rows, n_columns, figsize=(3 * n_columns + 1, height), sharey=True, layout="constrained", squeeze=False
+    )
+    for ax in grid.ravel()[len(names) :]:
+        ax.set_visible(False)
+    for ax, name in zip(grid.ravel(), names, strict=False):
+        part = table[table["score"] == name]
+        for i, method in enumerate(methods):
+            rows = part[part["method"] == method]
+            if rows["value"].notna().any():
+                colour = GENERATED if method.startswith("diffvi") else REAL
+                ax.plot(rows["value"], np.full(len(rows), i), "o", ms=3.5, c=colour, alpha=0.35, mew=0)
+                ax.plot(rows["value"].mean(), i, "o", ms=7, c=colour)
+        best, floor = part["best"].dropna().astype(str), part["floor"].mean()
+        if np.isfinite(floor):
+            ax.axvline(floor, c=PALETTE[0], lw=1.2, ls="--")
+        hint = {"low": "lower is better", "high": "higher is better", "floor": "best at the floor"}
+        wish = best.iloc[0] if len(best) else ""
+        ax.set_title(f"{name.replace('_', ' ')}\n({hint.get(wish, f'best at {wish}')})" if wish else name, fontsize=9)
+        ax.set_yticks(range(len(methods)), methods)
+        ax.set_ylim(-0.6, len(methods) - 0.4)
+        ax.tick_params(labelsize=8)
+        ax.grid(axis="x", lw=0.4, alpha=0.5)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.locator_params(axis="x", nbins=4)
+    return finish(fig, show, save)
+
+
+def calibration(
+    curves: np.ndarray | dict[str, np.ndarray],
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Figure | None:
+    """Measured against nominal coverage of prediction intervals; a calibrated prediction lies on the diagonal.
+
+    Parameters
+    ----------
+    curves
+        Result of :func:`~diffvi.metrics.calibration_curve`, or several by name.
+    ax, show, save
+        As in :func:`umap`.
+    """
+    fig, ax = axes(ax, (4, 3.8))
+    named = curves if isinstance(curves, dict) else {"prediction": curves}
+    ax.plot([0, 1], [0, 1], ":", c="k", lw=0.9, label="calibrated")
+    for i, (name, curve) in enumerate(named.items()):
+        ax.plot(curve[:, 0], curve[:, 1], "o-", ms=4, c=PALETTE[i % len(PALETTE)], label=name)
+    ax.set(xlabel="nominal coverage", ylabel="measured coverage", xlim=(0, 1), ylim=(0, 1), title="Calibration")
+    ax.set_aspect("equal")
+    ax.legend(frameon=False)
+    return finish(fig, show, save)
+
+
+def nfe_quality(
+    table: pd.DataFrame,
+    score: str = "value",
+    floor: float | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Figure | None:
+    """Quality against the number of function evaluations, a line for each sampler.
+
+    Parameters
+    ----------
+    table
+        Columns ``sampler``, ``n_evaluations`` and the score.
+    score
+        Column to draw.
+    floor
+        Real-vs-real floor of the score.
+    ax, show, save
+        As in :func:`umap`.
+    """
+    fig, ax = axes(ax)
+    for i, (name, rows) in enumerate(table.groupby("sampler", sort=False)):
+        mean = rows.groupby("n_evaluations")[score].mean()
+        ax.plot(mean.index, mean, "o-", ms=4, c=PALETTE[i % len(PALETTE)], label=str(name))
+    if floor is not None:
+        ax.axhline(floor, c="k", lw=0.9, ls="--", label="real-vs-real floor")
+    ticks = sorted(table["n_evaluations"].unique())
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks, [str(t) for t in ticks])
+    ax.minorticks_off()
+    ax.set(xlabel="function evaluations", ylabel=score.replace("_", " "), title="Sampling steps")
+    ax.legend(frameon=False, fontsize=9)
+    return finish(fig, show, save)
+
+
+def guidance_diversity(
+    table: pd.DataFrame,
+    fidelity: str = "label_agreement",
+    diversity: str = "recall",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Figure | None:
+    """What guidance buys and costs: a fidelity score against a diversity score, one point for each scale.
+
+    Parameters
+    ----------
+    table
+        Column ``guidance_scale`` and the two scores; rows of one scale are averaged.
+    fidelity, diversity
+        Columns to draw.
+    ax, show, save
+        As in :func:`umap`.
+    """
+    fig, ax = axes(ax)
+    mean = table.groupby("guidance_scale")[[fidelity, diversity]].mean()
+    ax.plot(mean[diversity], mean[fidelity], "o-", ms=5, c=PALETTE[0])
+    for scale, row in mean.iterrows():
+        ax.annotate(
+            f"{scale:g}", (row[diversity], row[fidelity]), xytext=(5, 4), textcoords="offset points", fontsize=9
+        )
+    ax.margins(0.12)
+    ax.set(
+        xlabel=diversity.replace("_", " "),
+        ylabel=fidelity.replace("_", " "),
+        title="Guidance scale: fidelity and diversity",
+    )
+    return finish(fig, show, save)
