@@ -422,3 +422,24 @@ def test_training_without_validation_cells(cells, split):
     assert "diffusion_loss_validation" not in model.history
     assert len(model.training_table_["batch"]) == len(model.train_indices) >= 270
     assert model.generate(3, seed=0).n_obs == 3
+
+
+def test_the_classifier_of_stage_one_keeps_types_apart_and_ignores_cells_without_a_label():
+    from sklearn.metrics import silhouette_score
+
+    adata = simulate_cells(400, 40, n_types=4, mean_library=60, seed=2)
+    truth = adata.obs["cell_type"].to_numpy(str)
+    widths = {}
+    for ratio in (0.0, 30.0):
+        scvi.settings.seed = 0
+        some = adata.copy()
+        # Wrong labels would be learned; missing ones must not be.
+        some.obs["cell_type"] = some.obs["cell_type"].astype(object)
+        some.obs.iloc[::4, some.obs.columns.get_loc("cell_type")] = np.nan
+        LatentDiffusionSCVI.setup_anndata(some, labels_key="cell_type")
+        model = LatentDiffusionSCVI(some, n_hidden=32, n_latent=4)
+        model.train_vae(max_epochs=40, batch_size=64, plan_kwargs={"lr": 4e-3, "classification_ratio": ratio}, **QUIET)
+        known = some.obs["cell_type"].notna().to_numpy()
+        widths[ratio] = silhouette_score(model.get_latent_representation()[known], truth[known])
+        assert not any("label_classifier" in name for name in model.module.state_dict())
+    assert widths[30.0] > widths[0.0] + 0.1

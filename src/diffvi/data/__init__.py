@@ -2,10 +2,11 @@
 
 from ._conditions import ConditionVocabulary
 from ._counts import sample_counts
-from ._fields import ConditionsField, CountsField, LabelsField, scvi_fields
+from ._fields import CONDITIONS_KEY, ConditionsField, CountsField, LabelsField, scvi_fields
 from ._latents import LatentData, TrainingTable
 
 __all__ = [
+    "CONDITIONS_KEY",
     "ConditionVocabulary",
     "ConditionsField",
     "CountsField",

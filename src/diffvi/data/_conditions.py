@@ -42,9 +42,11 @@ class ConditionVocabulary:
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, dict[str, Any]]) -> ConditionVocabulary:
+        """The vocabulary that :meth:`to_dict` has written."""
         return cls({name: dict(entry) for name, entry in entries.items()})
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Names with plain lists and numbers, for the registry."""
         return self.from_dict(self.entries).entries
 
     def extended(self, obs: pd.DataFrame) -> ConditionVocabulary:
@@ -58,6 +60,7 @@ class ConditionVocabulary:
 
     @property
     def names(self) -> list[str]:
+        """Names of the attributes, in the order of the codes."""
         return list(self.entries)
 
     @property

@@ -30,6 +30,8 @@ class StagedTrainingMixin:
     is_trained_: bool
     history_: dict[str, Any] | None
     stages_: dict[str, dict[str, Any]]
+    registry_: dict[str, Any]
+    vocabulary: Any
     training_table_: dict[str, Any] | None
 
     def train(
@@ -119,6 +121,10 @@ class StagedTrainingMixin:
         size, held_out = kwargs.get("train_size"), kwargs.get("validation_size")
         validates = len(external[1]) > 0 if external else held_out != 0 and (held_out or (size or 0.9) < 1)
         _watch(kwargs, "elbo_validation", max_epochs, bool(validates))
+        if (key := self.registry_["setup_args"].get("labels_key")) in self.vocabulary.entries:
+            n_labels = len(self.vocabulary.entries[key].get("categories", []))
+            label = {"label": (self.vocabulary.names.index(key), n_labels)}
+            kwargs["plan_kwargs"] = {**label, **(kwargs.get("plan_kwargs") or {})}
         self.module.train()
         self.stages_ = {**self.stages_, "diffusion": {"status": "not trained", "epochs": 0}}
         super().train(max_epochs=max_epochs, batch_size=batch_size, **kwargs)  # type: ignore[misc]

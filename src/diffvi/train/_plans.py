@@ -7,7 +7,9 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from scvi.train import TrainingPlan
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from diffvi.data import CONDITIONS_KEY
 from diffvi.module import LatentPrior
 
 
@@ -45,6 +47,12 @@ class VAETrainingPlan(TrainingPlan):
         Steps over which the learning rate rises.
     kl_warmup
         Part of training over which the weight of the KL term rises from 0 to ``max_kl_weight``.
+    classification_ratio
+        Weight of the cross-entropy of a linear classifier that reads the label from the latent, as in scANVI
+        (:cite:p:`Xu21`); 0 for none. It keeps neighbouring types apart which the counts alone would blur. Cells
+        without a label do not take part, and the classifier is thrown away after training.
+    label
+        Column of the condition codes that holds the label, and the number of labels; the model fills this in.
     **kwargs
         Passed to :class:`scvi.train.TrainingPlan`.
     """
@@ -59,6 +67,8 @@ class VAETrainingPlan(TrainingPlan):
         eps: float = 1e-8,
         n_steps_warmup: int = 100,
         kl_warmup: float = 0.2,
+        classification_ratio: float = 3.0,
+        label: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> None:
         if "n_epochs_kl_warmup" not in kwargs and "n_steps_kl_warmup" not in kwargs:
@@ -70,6 +80,21 @@ class VAETrainingPlan(TrainingPlan):
         super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, **kwargs)
         self.dispersion_lr = 20 * lr if dispersion_lr is None else dispersion_lr
         self.n_steps_warmup = n_steps_warmup
+        self.classification_ratio = classification_ratio
+        self.label_column = None
+        if label is not None and label[1] > 1 and classification_ratio > 0:
+            self.label_column = label[0]
+            self.label_classifier = nn.Linear(int(module.n_latent), label[1])  # type: ignore[arg-type]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inference, generative, losses = super().forward(*args, **kwargs)
+        if self.training and self.label_column is not None:
+            codes = args[0][CONDITIONS_KEY][:, self.label_column]
+            known = ~torch.isnan(codes)
+            if known.any():
+                logits = self.label_classifier(inference["z"][known])
+                losses.loss = losses.loss + self.classification_ratio * F.cross_entropy(logits, codes[known].long())
+        return inference, generative, losses
 
     def configure_optimizers(self) -> dict[str, Any]:
         n_steps = int(self.trainer.estimated_stepping_batches)
@@ -80,6 +105,8 @@ class VAETrainingPlan(TrainingPlan):
         trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad and not n.startswith("prior.")}
         dispersions = [p for n, p in trained.items() if n.split(".")[-1] in ("px_r", "py_r")]
         others = [p for n, p in trained.items() if n.split(".")[-1] not in ("px_r", "py_r")]
+        if self.label_column is not None:
+            others += list(self.label_classifier.parameters())
         groups = [
             {"params": others, "lr": self.lr, "weight_decay": self.weight_decay},
             {"params": dispersions, "lr": self.dispersion_lr, "weight_decay": 0.0},
