@@ -60,13 +60,14 @@ def run_benchmark(arguments: Namespace) -> None:
                 task.name, data, methods, options, arguments.out / "cache", file_digest(path), progress=progress
             )
             tables.append(table.assign(data=path.stem))
-            bar.update(line, total=1, completed=1)
+            done = max(1, int(bar.tasks[line].completed))
+            bar.update(line, total=done, completed=done)
     table = pd.concat(tables, ignore_index=True)
     csv, report = arguments.out / f"{task.name}.csv", arguments.out / f"{task.name}.html"
     table.to_csv(csv, index=False)
     _report(report, task.name, task.description, table, options)
     for name, part in table.groupby("data", sort=False):
-        console.print(f"\n{name}\n{summarise(part)}", markup=False)
+        console.print(f"\n{name}\n{summarise(part)}", markup=False, soft_wrap=True)
     console.print(f"wrote {csv} and {report}")
 
 
@@ -103,13 +104,13 @@ def _report(path: Path, task: str, description: str, table: pd.DataFrame, option
             "score in the place of the predicted ones. Seconds are for fitting, and for predicting 10,000 cells; memory is the "
             "peak of the process while the method ran."
         )
-        sections.append((f"{name}: scores", _wide(part), note))
+        sections.append((f"{name}: scores", _wide(part).rename_axis(index=None, columns="score"), note))
         note = "Small points are splits and draws, large points their mean; the dashed line is the real-vs-real floor."
         sections.append((f"{name}: every score", pl.score_table(part, show=False), note))
         with_interval = part[part["low"].notna()]
         if len(with_interval):
-            columns = ["split", "method", "score", "value", "low", "high", "floor", "best"]
-            rows = with_interval[columns].set_index(["method", "score"])
+            columns = ["method", "split", "score", "value", "low", "high", "floor", "best"]
+            rows = with_interval[columns].set_index("method").rename_axis(index=None, columns="method")
             sections.append((f"{name}: 95 % intervals of the first draw", rows, "From random halves of the cells."))
     sections.append(("Options", "\n".join(f"{f.name}: {getattr(options, f.name)}" for f in fields(options)), ""))
     write_report(path, f"diffvi benchmark: {task}", [f"Task: {description}."], sections)
