@@ -28,6 +28,10 @@ from diffvi.model import LatentDiffusionSCVI
 BATCH_NORM = {"use_batch_norm": "both", "use_layer_norm": "none"}
 VARIANTS: dict[str, dict] = {
     "default": {},
+    "no classifier": {"plan_kwargs": {"classification_ratio": 0.0}},
+    "classifier weight 1": {"plan_kwargs": {"classification_ratio": 1.0}},
+    "classifier weight 10": {"plan_kwargs": {"classification_ratio": 10.0}},
+    "KL weight 2": {"plan_kwargs": {"max_kl_weight": 2.0}},
     "batch norm": BATCH_NORM,
     "batch norm, n_hidden 128": {**BATCH_NORM, "n_hidden": 128},
     "n_hidden 128": {"n_hidden": 128},
@@ -75,7 +79,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         latents, table = model._latent_data()
         aucs, agreements = [], []
-        for draw in range(3):
+        for draw in range(5):
             rng = np.random.default_rng(draw)
             rows = np.concatenate(
                 [

@@ -3,8 +3,8 @@
 Run: python benchmarks/metric_traps.py pbmc_facs_zheng2017.h5ad [LABELS_KEY]
 
 Real cells are cut into three parts: training, held-out, and a third that is spoiled in a known way and scored as if it had
-been generated. A score catches a failure if its value leaves the 95 % interval of the unspoiled third by more than the width
-of that interval, on the worse side of it.
+been generated. A score catches a failure (x) if it gets worse than the unspoiled third's by more than the width of that one's 95 %
+interval, and clearly (bold) if by three times as much.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def spoil(kind: str, cells: AnnData, train: AnnData, labels: np.ndarray) -> AnnD
         x = np.stack([x[np.flatnonzero(labels == k)[0]] for k in labels])
     elif kind == "half of the library":
         x = rng.binomial(x.astype(int), 0.5)
-    elif kind == "a type missing (half as another)":
+    elif kind == "one type replaced by another":
         rare = pd.Series(labels).value_counts().index[2]
         other = pd.Series(labels).value_counts().index[0]
         for row in np.flatnonzero(labels == rare):
@@ -66,7 +66,7 @@ KINDS = [
     "genes shuffled within types",
     "one cell of each type repeated",
     "half of the library",
-    "a type missing (half as another)",
+    "one type replaced by another",
     "labels permuted",
     "copy of training cells",
 ]

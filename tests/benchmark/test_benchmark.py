@@ -4,6 +4,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from diffvi import InvalidInputError
 from diffvi.benchmark import (
@@ -74,6 +75,12 @@ def test_the_cache_is_read_and_knows_what_a_result_depends_on(tmp_path):
     run([IndependentNB()], Options(draws=1, seed=1))
     run_task("generation", adata, [IndependentNB()], Options(draws=1), tmp_path, "other data", said.append)
     assert not any("cache" in line for line in said[3:])
+    # A method that was fitted is the same method.
+    method = IndependentNB()
+    method.fit(adata, "cell_type")
+    said.clear()
+    run([IndependentNB()], Options(draws=1))
+    assert "read from the cache" in said[0]
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -126,12 +133,43 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draws": 0}, "`draws` must be a whole number of at least 1"),
+        ({"test_size": 2.5}, "`test_size` must lie between 0 and 1; got 2.5"),
+        ({"labels_key": "one"}, "every label two cells"),
+        ({"labels_key": "holes"}, "every cell needs a label"),
+        ({"labels_key": "nope"}, "adata.obs has no column 'nope'"),
+    ],
+)
+def test_bad_options_and_labels_get_a_sentence(options, message):
+    adata = simulate_cells(100, 10, seed=0)
+    adata.obs["one"] = ["a"] * 99 + ["b"]
+    adata.obs["holes"] = ["a"] * 50 + [np.nan] * 50
+    with pytest.raises(InvalidInputError, match=message):
+        run_task("generation", adata, [IndependentNB()], Options(**options))
+
+
+def test_the_benchmark_wants_raw_counts_and_leaves_empty_cells_out():
+    adata, said = simulate_cells(120, 10, seed=0), []
+    adata.X = sparse.csr_matrix(adata.X.toarray() * (np.arange(120) >= 3)[:, None])
+    run_task("generation", adata, [IndependentNB()], Options(draws=1), progress=said.append)
+    assert said[0] == "3 cells without a single count are left out"
+    adata.X = adata.X * 0.5
+    with pytest.raises(InvalidInputError, match="not whole numbers"):
+        run_task("generation", adata, [IndependentNB()])
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["generation", "nowhere.h5ad"], "There is no file 'nowhere.h5ad'"),
         (["generation", "x.h5ad", "--only", "scLDM"], "`--only` must be one of"),
         (["cooking", "x.h5ad"], "`task` must be one of"),
         (["translation", "nowhere.h5mu"], "There is no file 'nowhere.h5mu'"),
+        (["generation", "x.h5ad", "--draws", "0"], "`draws` must be a whole number"),
+        (["generation", "a/x.h5ad", "b/x.h5ad"], "the files need different names"),
+        (["generation", "x.h5ad", "y.h5ad", "--export", "z"], "must be one file"),
     ],
 )
 def test_a_bad_command_line_ends_with_a_sentence(arguments, message, capsys):

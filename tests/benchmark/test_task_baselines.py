@@ -148,6 +148,73 @@ def test_the_perturbation_task_ranks_the_baselines(tmp_path):
     assert oracle.set_index("score").loc["pearson_delta", "value"] > 0.97
 
 
+def test_names_of_combinations_are_canonical_and_leftovers_of_scanpy_are_ignored():
+    adata = _screen()
+    adata.obs["perturbation"] = adata.obs["perturbation"].replace({"a+b": "b+a", "c": "c+control"})
+    adata.uns["log1p"] = {"base": None}
+    table = run_task("perturbation", adata, [Additive(), NoChange()], Options(n_top_genes=None))
+    value = table.set_index(["method", "score"])["value"]
+    assert set(table["split"]) == {"combinations of seen perturbations"}
+    assert value["additive", "pearson_delta"] > 0.9
+    assert value["no change", "effect_norm_ratio"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_reference_in_a_held_out_context_is_that_contexts():
+    two = _screen(contexts=("x", "y"))
+    table = run_task("perturbation", two, [NoChange()], Options(context_key="cell_type", n_top_genes=None))
+    # No change is minus the mean effect when seen from the mean effect: it must not look good.
+    assert table.set_index("score").loc["pearson_delta_mean", "value"].mean() < 0.6
+
+
+def test_unseen_single_perturbations_are_held_out_in_folds():
+    adata = _screen()
+    adata = adata[adata.obs["perturbation"] != "a+b"].copy()
+    table = run_task("perturbation", adata, [MeanEffect(), BilinearRidge()], Options(n_top_genes=None))
+    assert set(table["split"]) == {"unseen perturbations"}
+    value = table.set_index(["method", "score"])["value"]
+    assert np.isfinite(value["mean effect", "pearson_delta_mean"])
+    for split in TASKS["perturbation"].splits(adata, Options(n_top_genes=None)):
+        for train, fold in split.extra["folds"]:
+            assert not set(fold) & set(train.obs["perturbation"])
+
+
+def test_a_file_with_other_genes_is_refused_and_one_in_another_order_is_read_by_name(tmp_path):
+    adata, options = _screen(), Options(n_top_genes=None)
+    oracle = adata[adata.obs["perturbation"] == "a+b"]
+    oracle[:, list(adata.var_names[::-1])].copy().write_h5ad(tmp_path / "reversed.h5ad")
+    table = score_file("perturbation", tmp_path / "reversed.h5ad", adata, options=options)
+    assert table.set_index("score").loc["effect_distance", "value"] < 1e-6
+    oracle[:, :9].copy().write_h5ad(tmp_path / "few.h5ad")
+    with pytest.raises(InvalidInputError, match="lacks 31 of 40 genes"):
+        score_file("perturbation", tmp_path / "few.h5ad", adata, options=options)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (["day10", "day2", "day5"], "must hold numbers or an ordered category"),
+        ([0.0, np.nan, 2.0], "is missing for 100 cells"),
+    ],
+)
+def test_times_are_not_guessed(times, message):
+    adata = simulate_cells(300, 10, seed=0)
+    adata.obs["time"] = np.repeat(times, 100)
+    with pytest.raises(InvalidInputError, match=message):
+        run_task("trajectory", adata, [CopyPrevious()])
+
+
+def test_times_are_numbers_or_ranks():
+    adata = simulate_cells(400, 10, seed=0)
+    options = Options(n_top_genes=None)
+    adata.obs["time"] = pd.Categorical(np.repeat(["0", "2", "10", "20"], 100))
+    assert [s.extra["time"] for s in TASKS["trajectory"].splits(adata, options)] == [2, 10]
+    days = pd.Categorical(
+        np.repeat(["day2", "day5", "day10", "day20"], 100), ["day2", "day5", "day10", "day20"], ordered=True
+    )
+    adata.obs["time"] = days
+    assert [s.extra["time"] for s in TASKS["trajectory"].splits(adata, options)] == [1, 2]
+
+
 def test_scgens_arithmetic_shifts_a_held_out_context(short_training):
     adata = _screen(contexts=("x", "y"))
     method = LatentShift()
@@ -250,6 +317,9 @@ def test_space_baselines_interpolate_a_smooth_field_and_sampling_keeps_its_noise
         if isinstance(method, NeighbourSample):
             assert (sample[:, None, 0] == values[train][None, :, 0]).any(1).all()
             assert sample.var() > mean.var()
+        elif isinstance(method, GPSpace):
+            # A draw has the noise of the measurement about the field, not the smoother's.
+            assert np.std(sample - field[test]) == pytest.approx(0.3, rel=0.4)
         else:
             np.testing.assert_array_equal(sample, mean)
 

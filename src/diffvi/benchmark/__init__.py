@@ -10,6 +10,7 @@ from ._generation_baselines import (
     SCVIPosteriorPredictive,
     SCVIPrior,
 )
+from ._options import Options
 from ._perturbation_baselines import (
     PERTURBATION_BASELINES,
     Additive,
@@ -23,7 +24,7 @@ from ._report import write_report
 from ._runner import run_task
 from ._space_baselines import IDW, SPACE_BASELINES, GPSpace, KNNSpace, NeighbourSample
 from ._splits import split_cells
-from ._tasks import TASKS, Options, Split, Task
+from ._tasks import TASKS, Split, Task
 from ._trajectory_baselines import TRAJECTORY_BASELINES, CopyNext, CopyPrevious, OTLinear, Pooled, UnbalancedOT
 from ._translation_baselines import (
     TRANSLATION_BASELINES,

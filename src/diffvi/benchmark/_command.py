@@ -17,10 +17,11 @@ from diffvi._exceptions import InvalidInputError, one_of
 from diffvi.datasets._downloads import read_data
 
 from ._demo import quiet_lightning
-from ._files import FromFile, export_splits
+from ._files import FromFile, export_splits, refuse_trajectory
+from ._options import Options
 from ._report import write_report
 from ._runner import file_digest, run_task
-from ._tasks import Options, find_task
+from ._tasks import find_task
 
 
 def run_benchmark(arguments: Namespace) -> None:
@@ -37,9 +38,19 @@ def run_benchmark(arguments: Namespace) -> None:
         for name in arguments.only:
             one_of("--only", name, [method.name for method in methods])
         methods = [method for method in methods if method.name in arguments.only]
+    if arguments.score_file:
+        refuse_trajectory(task.name)
+    if (arguments.score_file or arguments.export) and len(arguments.data) > 1:
+        raise InvalidInputError(f"`DATA` must be one file with --score-file or --export; got {len(arguments.data)}.")
+    stems = [path.stem for path in [*arguments.data, *(arguments.score_file or [])]]
+    if len(set(stems)) < len(stems):
+        raise InvalidInputError(f"`DATA`: the files need different names; got {stems}.")
     methods += [FromFile(file, options=options) for file in arguments.score_file or []]
     console = Console(highlight=False)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"`--out`: cannot write to {str(arguments.out)!r} ({error}).") from error
     loaded = {path: _read(path, task.name) for path in arguments.data}
     if arguments.export is not None:
         for data in loaded.values():

@@ -15,8 +15,9 @@ from diffvi.metrics import expression
 from diffvi.metrics._counts import dense
 
 from ._diffvi import GROUP
-from ._runner import run_task
-from ._tasks import Options, find_task
+from ._options import Options
+from ._runner import file_digest, run_task
+from ._tasks import find_task
 
 
 class FromFile:
@@ -32,6 +33,8 @@ class FromFile:
         Those of the run.
     """
 
+    first_split_only = True
+
     def __init__(self, file: str | Path, name: str | None = None, options: Options | None = None) -> None:
         self.file, self.options = Path(file), options or Options()
         self.name = name or self.file.stem
@@ -39,6 +42,7 @@ class FromFile:
             raise InvalidInputError(f"`file`: there is no file {str(file)!r}.")
         if self.file.suffix not in (".h5ad", ".csv", ".npy"):
             raise InvalidInputError(f"`file` must be .h5ad, .csv or .npy; got {self.file.name!r}.")
+        self.digest = file_digest(self.file)  # so that the cache knows a file that has changed
 
     def fit(self, *data: Any) -> None:
         """Nothing to learn."""
@@ -79,8 +83,12 @@ class FromFile:
             rows = cells.obs[self.options.perturbation_key].to_numpy(str) == asked[1]
             if not rows.any():
                 raise InvalidInputError(f"`file`: {self.file.name!r} has no cells of {asked[1]!r}.")
-            x = expression(cells)[rows]
-            return x[np.random.default_rng(0).integers(len(x), size=asked[0].n_obs)]
+            missing = asked[0].var_names.difference(cells.var_names)
+            if len(missing):
+                raise InvalidInputError(
+                    f"`file`: {self.file.name!r} lacks {len(missing)} of {asked[0].n_vars} genes, such as {missing[0]!r}."
+                )
+            return expression(cells)[rows][:, cells.var_names.get_indexer(asked[0].var_names)]
         return self._values()
 
     def sample(self, coordinates: np.ndarray, seed: int) -> np.ndarray:
@@ -120,10 +128,15 @@ def score_file(
     InvalidInputError
         If the file is missing, of the wrong kind, or does not fit the held-out cells.
     """
+    refuse_trajectory(task)
+    options = options or Options()
+    return run_task(task, data, [FromFile(file, name, options)], options)
+
+
+def refuse_trajectory(task: str) -> None:
+    """A file holds one prediction, and trajectories have one for each time."""
     if task == "trajectory":
         raise InvalidInputError("`task` must not be 'trajectory': use `metrics.evaluate_trajectory` for each time.")
-    options = options or Options()
-    return run_task(task, data, [FromFile(file, name, options)], options, only_first_split=True)
 
 
 def export_splits(task: str, data: Any, folder: str | Path, options: Options | None = None) -> list[Path]:

@@ -88,6 +88,7 @@ class SCVIPrior:
         scvi.model.SCVI.setup_anndata(train)
         self.model = scvi.model.SCVI(train)
         self.model.train(enable_progress_bar=False)
+        self.model.to_device("cpu")
 
     def latents(self, labels: np.ndarray, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
         """One latent a label; ``rows`` are training cells of these labels."""
@@ -112,20 +113,22 @@ class SCVIPrior:
 
 
 class SCVIGaussianMixture(SCVIPrior):
-    """scVI with its defaults; latents from a Gaussian mixture fitted to each label's posterior means."""
+    """scVI with its defaults; latents from a Gaussian mixture fitted to draws from each label's posteriors."""
 
     name = "scVI, GMM per label"
 
     def fit(self, train: AnnData, labels_key: str) -> None:
         """Train scVI, then fit a mixture of up to 3 Gaussians to each label."""
         super().fit(train, labels_key)
-        z = self.model.get_latent_representation()
+        mean, variance = self.model.get_latent_representation(return_dist=True)
+        rng = np.random.default_rng(0)
         self.mixtures = {}
         for label in np.unique(self.labels):
-            points = z[self.labels == label]
-            self.mixtures[label] = GaussianMixture(
-                min(3, max(1, len(points) // 20)), random_state=0, reg_covar=1e-4
-            ).fit(points)
+            rows = self.labels == label
+            shape = (5, *mean[rows].shape)
+            points = (mean[rows] + np.sqrt(variance[rows]) * rng.normal(size=shape)).reshape(-1, mean.shape[1])
+            n_mixture = min(3, max(1, int(rows.sum()) // 20))
+            self.mixtures[label] = GaussianMixture(n_mixture, random_state=0, reg_covar=1e-4).fit(points)
 
     def latents(self, labels: np.ndarray, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
         """One latent a label, from the label's mixture."""

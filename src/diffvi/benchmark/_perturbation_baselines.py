@@ -37,6 +37,17 @@ def parts(perturbation: str) -> list[str]:
     return sorted(perturbation.split("+"))
 
 
+def canonical(perturbation: str, control: str) -> str:
+    """One name for one perturbation: parts in alphabetical order, without the control.
+
+    Examples
+    --------
+    >>> canonical("KLF1+BAK1", "ctrl"), canonical("KLF1+ctrl", "ctrl"), canonical("ctrl", "ctrl")
+    ('BAK1+KLF1', 'KLF1', 'ctrl')
+    """
+    return "+".join(part for part in parts(perturbation) if part != control) or control
+
+
 def mean_changes(
     values: np.ndarray, cells: AnnData, perturbation_key: str, control: str, context_key: str | None
 ) -> dict[str, np.ndarray]:
@@ -73,6 +84,7 @@ class NoChange:
         self.effects = mean_changes(log_normalise(train.X), train, perturbation_key, control, context_key)
         self.mean_effect = np.mean(list(self.effects.values()), axis=0)
         self.genes = train.var_names
+        self.base = log_normalise(train.X[(train.obs[perturbation_key] == control).to_numpy()]).mean(0)
         self.learn()
 
     def learn(self) -> None:
@@ -127,6 +139,7 @@ class Additive(MeanEffect):
 
     def learn(self) -> None:
         """Least squares of training combinations on the sums of their parts."""
+        self.scale = 1.0
         known = [name for name in self.effects if len(parts(name)) > 1 and set(parts(name)) <= set(self.effects)]
         if known:
             sums = np.concatenate([self.sum(name) for name in known])
@@ -147,9 +160,11 @@ class Additive(MeanEffect):
 class BilinearRidge(MeanEffect):
     """Gene factors times perturbation factors (Ahlmann-Eltze, Huber and Anders 2025).
 
-    Effects are fitted by ``G W P^T + b``: the gene factors ``G`` are principal components of the training
-    effects over genes, a single perturbation's ``P`` are the factors of the gene it targets (zero where that gene
-    is not measured), and a combination's the sum over its parts.
+    Mean expression is fitted by ``G W P^T + b``: the gene factors ``G`` are principal components of the mean expression
+    under the training conditions (control included), ``b`` is its mean, and ``P`` holds for a single perturbation the
+    factors of the gene that it targets, for the control zeros. Conditions whose target is not measured take no part
+    in the fit, and a prediction for one is ``b``. For a combination, which the source does not treat, the changes
+    from the control are summed over its parts.
 
     Parameters
     ----------
@@ -166,24 +181,26 @@ class BilinearRidge(MeanEffect):
 
     def learn(self) -> None:
         """Solve for ``W``."""
-        y = np.stack(list(self.effects.values()), 1)  # genes x perturbations
+        everything = np.stack([self.base, *(self.base + effect for effect in self.effects.values())], 1)
+        k = min(self.n_components, everything.shape[1] - 1)
+        self.g = PCA(max(k, 1), random_state=0).fit_transform(everything)
+        usable = [n for n in self.effects if len(parts(n)) == 1 and n in self.genes]
+        y = np.stack([self.base, *(self.base + self.effects[n] for n in usable)], 1)
+        p = np.stack([np.zeros(self.g.shape[1]), *(self.factors(n) for n in usable)])
         self.offset = y.mean(1)
-        k = min(self.n_components, *y.shape)
-        self.g = PCA(k, random_state=0).fit_transform(y)
-        p = np.stack([self.factors(name) for name in self.effects])
-        left = np.linalg.solve(self.g.T @ self.g + self.penalty * np.eye(k), self.g.T @ (y - self.offset[:, None]))
-        self.w = left @ p @ np.linalg.inv(p.T @ p + self.penalty * np.eye(k))
+        ridge = self.penalty * np.eye(self.g.shape[1])
+        left = np.linalg.solve(self.g.T @ self.g + ridge, self.g.T @ (y - self.offset[:, None]))
+        self.w = left @ p @ np.linalg.inv(p.T @ p + ridge)
 
     def factors(self, perturbation: str) -> np.ndarray:
-        """Sum of the factors of the targets."""
-        known = [part for part in parts(perturbation) if part in self.genes]
-        return (
-            np.sum([self.g[self.genes.get_loc(part)] for part in known], axis=0) if known else np.zeros(self.g.shape[1])
-        )
+        """Factors of the target; zeros where it is not measured."""
+        known = perturbation in self.genes
+        return self.g[self.genes.get_loc(perturbation)] if known else np.zeros(self.g.shape[1])
 
     def change(self, perturbation: str) -> np.ndarray:
-        """``G W P^T + b``."""
-        return self.g @ self.w @ self.factors(perturbation) + self.offset
+        """Sum over the parts of ``G W P^T + b`` minus the control."""
+        changes = [self.g @ self.w @ self.factors(part) + self.offset - self.base for part in parts(perturbation)]
+        return np.sum(changes, axis=0)
 
 
 class LatentShift(NoChange):
@@ -200,6 +217,7 @@ class LatentShift(NoChange):
         scvi.model.SCVI.setup_anndata(data)
         self.model = scvi.model.SCVI(data)
         self.model.train(enable_progress_bar=False)
+        self.model.to_device("cpu")
         z = self.model.get_latent_representation()
         self.effects = mean_changes(z, train, perturbation_key, control, context_key)
         self.mean_effect = np.mean(list(self.effects.values()), axis=0)

@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import scvi
+from anndata import AnnData
 
+import diffvi
 from diffvi._exceptions import InvalidInputError
 from diffvi._version import __version__
+from diffvi.data import check_counts
 
-from ._tasks import Options, Split, Task, find_task
+from ._options import Options
+from ._tasks import Split, Task, find_task
 
 COLUMNS = ["task", "split", "method", "draw", "score", "value", "low", "high", "floor", "best"]
 
@@ -29,7 +35,6 @@ def run_task(
     cache: Path | None = None,
     data_id: str = "",
     progress: Callable[[str], None] = lambda message: None,
-    only_first_split: bool = False,
 ) -> pd.DataFrame:
     """Fit methods on every split of a data set, and score what they predict for the cells that were held out.
 
@@ -50,19 +55,17 @@ def run_task(
         What identifies the data in the cache, such as a digest of its file.
     progress
         Called with a line for each step.
-    only_first_split
-        Leave the other splits out.
 
     Returns
     -------
     Tidy table with the columns ``task``, ``split``, ``method``, ``draw``, ``score``, ``value``, ``low``, ``high``, ``floor``
-    and ``best``. The scores include ``fit_seconds``, ``seconds_per_10000`` (of generating or predicting) and
-    ``peak_memory_mb`` (resident, while the method was fitted and asked).
+    and ``best``. The scores include ``fit_seconds``, ``seconds_per_10000`` (of generating or predicting; perturbation
+    baselines and totalVI fit in this time) and ``peak_memory_mb`` (resident, while the method was fitted and asked).
 
     Raises
     ------
     InvalidInputError
-        If the data do not hold what the task needs.
+        If the data do not hold what the task needs, such as raw counts in ``X``.
 
     Examples
     --------
@@ -74,19 +77,31 @@ def run_task(
     """
     chosen, options = find_task(task), options or Options()
     methods = chosen.methods(options) if methods is None else methods
+    if isinstance(data, AnnData):
+        filled = np.asarray((data.X != 0).sum(1)).ravel() > 0
+        if not filled.all():
+            progress(f"{int((~filled).sum())} cells without a single count are left out")
+            data = data[filled]
+        check_counts(data, None)
+        # What is in `uns` belongs to the past of the object: `X` holds raw counts.
+        data = AnnData(data.X, obs=data.obs, var=data.var, obsm=dict(data.obsm))
+    # Before anything is fitted, which would change what the methods hold.
+    settings = [_settings(method) for method in methods]
     tables = []
-    for split in islice(chosen.splits(data, options), 1 if only_first_split else None):
-        for method in methods:
-            file = None if cache is None else cache / f"{task}-{_key(task, data_id, split, method, options)}.csv"
+    for i, split in enumerate(chosen.splits(data, options)):
+        for method, setting in zip(methods, settings, strict=True):
+            if i > 0 and getattr(method, "first_split_only", False):
+                continue
+            file = None if cache is None else cache / f"{task}-{_key(task, data_id, split, setting, options)}.csv"
             if file is not None and file.exists():
                 progress(f"{split.name}: {method.name}: read from the cache")
                 tables.append(pd.read_csv(file))
                 continue
             progress(f"{split.name}: {method.name}")
             try:
-                table = _run_method(chosen, method, split, options)
+                table = _run_method(chosen, copy.deepcopy(method), split, options)
             except ImportError as error:
-                progress(f"{split.name}: {method.name}: left out, {error.name} is not installed")
+                progress(f"{split.name}: {method.name}: left out ({error})")
                 continue
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -119,11 +134,24 @@ def _run_method(task: Task, method: Any, split: Split, options: Options) -> pd.D
     return whole.reindex(columns=COLUMNS)
 
 
-def _key(task: str, data_id: str, split: Split, method: Any, options: Options) -> str:
-    """Digest of everything that a result depends on."""
-    settings = {k: repr(v) for k, v in vars(method).items() if k != "name"}
-    parts = [__version__, task, data_id, split.name, type(method).__name__, method.name, settings, asdict(options)]
+def _settings(method: Any) -> list[str]:
+    """What tells a method that is not fitted yet from others."""
+    return [type(method).__name__, *(f"{name}={value!r}" for name, value in sorted(vars(method).items())), method.name]
+
+
+def _key(task: str, data_id: str, split: Split, settings: list[str], options: Options) -> str:
+    """Digest of everything that a result depends on, our own code included."""
+    parts = [_code_digest(), task, data_id, split.name, settings, asdict(options)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Digest of the package's source."""
+    digest = hashlib.sha256(__version__.encode())
+    for file in sorted(Path(diffvi.__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def file_digest(path: Path) -> str:

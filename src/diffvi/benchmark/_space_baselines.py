@@ -6,6 +6,7 @@ import warnings
 from typing import Protocol
 
 import numpy as np
+from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
@@ -48,7 +49,10 @@ class KNNSpace:
         """Weighted mean of the neighbours."""
         distances, rows = self.neighbours.kneighbors(coordinates)
         weights = self.weights(distances)
-        return np.einsum("nk,nkg->ng", weights / weights.sum(1, keepdims=True), self.values[rows])
+        weights = weights / weights.sum(1, keepdims=True)
+        ends = np.arange(0, rows.size + 1, rows.shape[1])
+        graph = sparse.csr_matrix((weights.ravel(), rows.ravel(), ends), shape=(len(rows), len(self.values)))
+        return graph @ self.values
 
     def sample(self, coordinates: np.ndarray, seed: int) -> np.ndarray:
         """The mean."""
@@ -112,6 +116,7 @@ class GPSpace:
         self.scale = coordinates.std()
         self.pca = PCA(min(self.n_components, *values.shape), random_state=0).fit(values)
         targets = self.pca.transform(values)
+        self.residual = (values - self.pca.inverse_transform(targets)).std(0)
         kernel = ConstantKernel(0.5) * RBF(0.2, (1e-2, 5.0)) + WhiteKernel(0.5)
         few = rows[:500]
         self.models = []
@@ -130,8 +135,10 @@ class GPSpace:
         return self.pca.inverse_transform(z)
 
     def sample(self, coordinates: np.ndarray, seed: int) -> np.ndarray:
-        """The mean."""
-        return self.predict(coordinates)
+        """A draw from the posterior, nugget included, plus the noise that the components leave out."""
+        z = np.concatenate([m.sample_y(coordinates / self.scale, random_state=seed) for m in self.models], 1)
+        noise = np.random.default_rng(seed).normal(size=(len(z), len(self.residual)))
+        return self.pca.inverse_transform(z) + self.residual * noise
 
 
 SPACE_BASELINES: list[type[SpatialPredictor]] = [KNNSpace, IDW, GPSpace, NeighbourSample]

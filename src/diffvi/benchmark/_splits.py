@@ -28,6 +28,14 @@ def split_cells(
         Seed of the split.
     """
     require_column(adata, "labels_key", labels_key)
+    sizes = adata.obs[labels_key].value_counts(dropna=False)
+    if adata.obs[labels_key].isna().any() or sizes.loc[lambda n: n > 0].min() < 2:
+        missing = int(adata.obs[labels_key].isna().sum())
+        single = [str(k) for k, n in sizes.items() if n == 1]
+        raise InvalidInputError(
+            f"`labels_key`: to split by {labels_key!r} every cell needs a label and every label two cells; {missing} cells "
+            f"have none, and these labels have one cell: {single}."
+        )
     rows = train_test_split(
         np.arange(adata.n_obs), test_size=test_size, stratify=adata.obs[labels_key], random_state=seed
     )

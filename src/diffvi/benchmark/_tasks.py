@@ -25,52 +25,12 @@ from diffvi.metrics._counts import dense
 
 from ._diffvi import GROUP, PAIR, Diffvi
 from ._generation_baselines import GENERATION_BASELINES
-from ._perturbation_baselines import PERTURBATION_BASELINES, parts
+from ._options import Options
+from ._perturbation_baselines import PERTURBATION_BASELINES, canonical, mean_changes, parts
 from ._space_baselines import SPACE_BASELINES
 from ._splits import most_variable, require_column, split_cells
 from ._trajectory_baselines import TRAJECTORY_BASELINES
 from ._translation_baselines import TRANSLATION_BASELINES
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a benchmark run may be told; every task reads the ones it knows.
-
-    Parameters
-    ----------
-    labels_key
-        Column of ``obs`` with the label (generation).
-    batch_key
-        Column with the batch, generated together with the label where given (generation).
-    n_top_genes
-        Most variable genes to keep, chosen on training cells; ``None`` for all.
-    test_size
-        Share of held-out cells or locations.
-    draws
-        Generated sets to score.
-    seed
-        Seed of split, training and generation.
-    perturbation_key, control, context_key
-        Columns with the perturbation and the context (cell type), and the name of the controls (perturbation).
-    time_key, n_components
-        Column with the time, and principal components in which populations are compared (trajectory).
-    spatial_key, section_key
-        ``obsm`` with coordinates, and column with the section: the largest is used (space).
-    """
-
-    labels_key: str = "cell_type"
-    batch_key: str | None = None
-    n_top_genes: int | None = 2000
-    test_size: float = 0.35
-    draws: int = 3
-    seed: int = 0
-    perturbation_key: str = "perturbation"
-    control: str = "control"
-    context_key: str | None = None
-    time_key: str = "time"
-    n_components: int = 10
-    spatial_key: str = "spatial"
-    section_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +88,8 @@ def _generation_splits(adata: AnnData, options: Options) -> Iterator[Split]:
         pairs = adata.obs[options.labels_key].astype(str) + PAIR + adata.obs[options.batch_key].astype(str)
         adata = AnnData(adata.X, obs=adata.obs.assign(**{GROUP: pairs.to_numpy()}), var=adata.var)
         many = pairs.groupby(pairs).transform("size") >= 10
+        if not many.any():
+            raise InvalidInputError("`batch_key`: no pair of label and batch has 10 cells.")
         adata = adata[many.to_numpy()].copy()
     train, test = split_cells(adata, key, options.test_size, options.n_top_genes, options.seed)
     yield Split("held-out cells", train, test, {"labels_key": key})
@@ -164,7 +126,10 @@ def _score_generation(answer: Any, split: Split, options: Options, seed: int) ->
 
 def _perturbation_splits(adata: AnnData, options: Options) -> Iterator[Split]:
     require_column(adata, "perturbation_key", options.perturbation_key)
-    names = adata.obs[options.perturbation_key].to_numpy(str)
+    # "A+B" and "B+A" are one, and so are "A+control" and "A".
+    raw = adata.obs[options.perturbation_key].to_numpy(str)
+    names = np.array([canonical(name, options.control) for name in raw])
+    adata = AnnData(adata.X, obs=adata.obs.assign(**{options.perturbation_key: names}), var=adata.var)
     if options.control not in names:
         known = ", ".join(map(repr, np.unique(names)[:10]))
         raise InvalidInputError(f"`control`: no cell has the perturbation {options.control!r}; there are {known}.")
@@ -178,6 +143,8 @@ def _perturbation_splits(adata: AnnData, options: Options) -> Iterator[Split]:
                 yield _perturbation_split(adata, names, here, [treated], f"{context} held out", options)
         return
     found = [str(n) for n in np.unique(names) if n != options.control and (names == n).sum() >= 10]
+    if not found:
+        raise InvalidInputError(f"`perturbation_key`: no perturbation in {options.perturbation_key!r} has 10 cells.")
     combined = [n for n in found if len(parts(n)) > 1 and set(parts(n)) <= set(found)]
     folds = [list(f) for f in np.array_split(np.random.default_rng(options.seed).permutation(combined or found), 5)]
     what = "combinations of seen perturbations" if combined else "unseen perturbations"
@@ -193,20 +160,35 @@ def _perturbation_split(
     """
     controls = np.random.default_rng(options.seed).permutation(np.flatnonzero(here & (names == options.control)))
     scored = np.zeros(len(names), bool)
-    scored[controls[: len(controls) // 2]] = True
+    scored[controls[: len(controls) // 2][:MAX_CONTROLS]] = True
     held_out = sorted({n for fold in folds for n in fold})
     test = here & np.isin(names, held_out)
     trains = [~scored & ~(here & np.isin(names, fold)) for fold in folds]
-    # Genes are chosen where nothing of any fold's held-out cells is seen.
+    # Genes are chosen where nothing of any fold's held-out cells is seen; what is targeted is always kept.
     kept = most_variable(adata[np.all(trains, axis=0)], options.n_top_genes)
+    kept |= adata.var_names.isin([part for name in np.unique(names) for part in parts(name)])
     adata = adata[:, kept]
-    reference = adata[np.all(trains, axis=0) & (names != options.control)]
+    data = [(adata[train].copy(), fold) for train, fold in zip(trains, folds, strict=True)]
     extra = {
-        "folds": [(adata[train].copy(), fold) for train, fold in zip(trains, folds, strict=True)],
+        "folds": data,
         "control": adata[scored].copy(),
-        "reference": log_normalise(reference.X).mean(0),
+        "reference": np.mean(
+            [_perturbed_mean(train, here[rows], options) for (train, _), rows in zip(data, trains, strict=True)], 0
+        ),
     }
     return Split(name, extra["folds"][0][0], adata[test].copy(), extra)
+
+
+MAX_CONTROLS = 500
+"""Every held-out perturbation is predicted for this many control cells at most."""
+
+
+def _perturbed_mean(train: AnnData, here: np.ndarray, options: Options) -> np.ndarray:
+    """What a perturbed cell of the held-out context looks like on average: its controls plus the mean training effect."""
+    x = log_normalise(train.X)
+    control = here & (train.obs[options.perturbation_key] == options.control).to_numpy()
+    effects = mean_changes(x, train, options.perturbation_key, options.control, options.context_key)
+    return x[control].mean(0) + np.mean(list(effects.values()), axis=0)
 
 
 def _fit_perturbation(method: Any, split: Split, options: Options) -> None:
@@ -222,7 +204,7 @@ def _draw_perturbation(method: Any, split: Split, options: Options, seed: int) -
         method.fit(train, options.perturbation_key, options.control, options.context_key)
         for name in fold:
             cells.append(method.predict(control, name))
-            names += [name] * control.n_obs
+            names += [name] * len(cells[-1])
     obs = pd.DataFrame({options.perturbation_key: names}, index=[f"cell_{i}" for i in range(len(names))])
     answer = AnnData(np.concatenate(cells), obs=obs, var=control.var[[]].copy())
     answer.uns["log1p"] = {"base": None}
@@ -271,10 +253,7 @@ def _score_translation(answer: Any, split: Split, options: Options, seed: int) -
 
 def _trajectory_splits(adata: AnnData, options: Options) -> Iterator[Split]:
     require_column(adata, "time_key", options.time_key)
-    column = adata.obs[options.time_key]
-    # An ordered category stands for its rank: the benchmark's times are then 0, 1, 2, ...
-    codes = column.cat.codes if isinstance(column.dtype, pd.CategoricalDtype) else None
-    times = (codes if codes is not None else pd.to_numeric(column)).to_numpy(float)
+    times = _times(adata.obs[options.time_key], options.time_key)
     values = np.unique(times)
     if len(values) < 3:
         raise InvalidInputError(f"`time_key`: {options.time_key!r} has {len(values)} times; at least 3 are needed.")
@@ -286,6 +265,22 @@ def _trajectory_splits(adata: AnnData, options: Options) -> Iterator[Split]:
         points = pca.transform(x)
         train = {float(t): points[times == t] for t in values if t != time}
         yield Split(f"time {time:g} left out", train, points[left_out], {"time": float(time)})
+
+
+def _times(column: pd.Series, key: str) -> np.ndarray:
+    """Times as numbers; an ordered category, or one that is no number, stands for its rank in the categories' order."""
+    if column.isna().any():
+        raise InvalidInputError(f"`time_key`: {key!r} is missing for {int(column.isna().sum())} cells.")
+    if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
+        return column.cat.codes.to_numpy(float)
+    numbers = pd.to_numeric(column.astype(str), errors="coerce")
+    if numbers.isna().any():
+        bad = column[numbers.isna().to_numpy()].iloc[0]
+        raise InvalidInputError(
+            f"`time_key`: {key!r} must hold numbers or an ordered category, as the order of the times is "
+            f"not to be guessed; got {bad!r}."
+        )
+    return numbers.to_numpy(float)
 
 
 def _score_trajectory(answer: Any, split: Split, options: Options, seed: int) -> pd.DataFrame:
@@ -305,16 +300,17 @@ def _space_splits(adata: AnnData, options: Options) -> Iterator[Split]:
         sections = adata.obs[options.section_key].to_numpy(str)
         names, sizes = np.unique(sections, return_counts=True)
         adata = adata[sections == names[sizes.argmax()]].copy()
-    adata = adata[np.asarray(adata.X.sum(1)).ravel() > 0]
-    values, coordinates = log_normalise(adata.X), np.asarray(adata.obsm[options.spatial_key], float)
+    coordinates = np.asarray(adata.obsm[options.spatial_key], float)
     rng = np.random.default_rng(options.seed)
-    n_test = round(options.test_size * len(values))
+    n_test = round(options.test_size * adata.n_obs)
     centre = coordinates[np.linalg.norm(coordinates - np.median(coordinates, 0), axis=1).argmin()]
     masks = {
-        "random locations": np.isin(np.arange(len(values)), rng.permutation(len(values))[:n_test]),
+        "random locations": np.isin(np.arange(adata.n_obs), rng.permutation(adata.n_obs)[:n_test]),
         "disc": np.argsort(np.argsort(np.linalg.norm(coordinates - centre, axis=1))) < n_test,
     }
     for name, held in masks.items():
+        kept = most_variable(adata[~held], options.n_top_genes)
+        values = log_normalise(adata.X)[:, kept]
         train, test = ((coordinates[rows], values[rows]) for rows in (~held, held))
         yield Split(name, train, test)
 

@@ -113,7 +113,9 @@ class UnbalancedOT(OTLinear):
         import ot
 
         a, b = (np.full(n, 1 / n) for n in cost.shape)
-        return ot.unbalanced.sinkhorn_unbalanced(a, b, cost / cost.mean(), self.entropy, self.marginal, numItermax=2000)
+        # Beyond ten times the mean the kernel is zero in floating point, and the solver gives up.
+        scaled = np.minimum(cost / cost.mean(), 10.0)
+        return ot.unbalanced.sinkhorn_unbalanced(a, b, scaled, self.entropy, self.marginal, numItermax=2000)
 
 
 TRAJECTORY_BASELINES: list[type[Interpolator]] = [CopyPrevious, CopyNext, Pooled, OTLinear, UnbalancedOT]

@@ -2,7 +2,7 @@
 
 from ._conditions import ConditionVocabulary
 from ._counts import sample_counts
-from ._fields import CONDITIONS_KEY, ConditionsField, CountsField, LabelsField, scvi_fields
+from ._fields import CONDITIONS_KEY, ConditionsField, CountsField, LabelsField, check_counts, scvi_fields
 from ._latents import LatentData, TrainingTable
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "LabelsField",
     "LatentData",
     "TrainingTable",
+    "check_counts",
     "sample_counts",
     "scvi_fields",
 ]

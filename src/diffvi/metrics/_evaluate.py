@@ -102,7 +102,7 @@ def evaluate_generation(
     max_cells
         Larger sets are cut to this many cells at random: many scores need all pairwise distances.
     floor
-        Score the floor too, which takes as long again.
+        Score the floor too, which takes as long again; missing where ``train`` has no 10 cells of the labels.
     seed
         Seed of everything random.
 
@@ -133,12 +133,14 @@ def evaluate_generation(
         if labels_key is not None and labels_key not in cells.obs:
             raise InvalidInputError(f"`labels_key`: {name}.obs has no column {labels_key!r}.")
     rng = np.random.default_rng(seed)
+    # `uns` may tell of a past in which `X` was something else; here it holds raw counts.
+    real, generated, train = (AnnData(c.X, obs=c.obs, var=c.var[[]]) for c in (real, generated, train))
     real, generated = (cells[np.sort(rng.permutation(cells.n_obs)[:max_cells])] for cells in (real, generated))
     pair = _Pair(real, generated, train, labels_key, gene_sets, n_estimators, seed)
     table = half_sample_intervals(pair, real.n_obs, generated.n_obs, n_resamples, seed)
     table["floor"] = np.nan
-    if floor:
-        reference = train[like(real, train, labels_key, rng)]
+    if floor and len(rows := like(real, train, labels_key, rng)) >= 10:
+        reference = train[rows]
         pair = _Pair(real, reference, train, labels_key, gene_sets, n_estimators, seed)
         table["floor"] = pd.Series(pair(np.arange(real.n_obs), np.arange(reference.n_obs)))
         table.loc["memorisation_ratio", "floor"] = 1.0  # a training cell is its own nearest one; held-out ones score 1

@@ -270,11 +270,16 @@ def evaluate_space(
         if values.shape != real.shape:
             raise InvalidInputError(f"`{name}` has the shape {values.shape}; it must be that of `real`, {real.shape}.")
     pca = PCA(min(n_components, *real.shape), random_state=seed).fit(real)
-    true_i = float(np.nanmean(moran_i(real, coordinates)))
+    true_i = moran_i(real, coordinates)
+    # A gene that is constant in the measurement has no autocorrelation to keep; one that only the prediction
+    # holds constant has lost all of it.
+    there = np.isfinite(true_i)
+    mean_i, sample_i = (np.nan_to_num(moran_i(v, coordinates))[there].mean() for v in (mean, sample))
+    floor_i = float(true_i[there].mean())
     rows = {
         "pearson": (float(np.nanmean(feature_correlation(real, mean))), 1.0, "high"),
-        "moran_i_mean": (float(np.nanmean(np.nan_to_num(moran_i(mean, coordinates)))), true_i, "floor"),
-        "moran_i_sample": (float(np.nanmean(np.nan_to_num(moran_i(sample, coordinates)))), true_i, "floor"),
+        "moran_i_mean": (float(mean_i), floor_i, "floor"),
+        "moran_i_sample": (float(sample_i), floor_i, "floor"),
         "variance_ratio_mean": (variance_ratio(real, mean), 1.0, "1"),
         "variance_ratio_sample": (variance_ratio(real, sample), 1.0, "1"),
         "energy_distance": (_energy(pca.transform(real), pca.transform(sample)), 0.0, "low"),
