@@ -181,7 +181,9 @@ def test_unseen_single_perturbations_are_held_out_in_folds():
 def test_a_file_with_other_genes_is_refused_and_one_in_another_order_is_read_by_name(tmp_path):
     adata, options = _screen(), Options(n_top_genes=None)
     oracle = adata[adata.obs["perturbation"] == "a+b"]
-    oracle[:, list(adata.var_names[::-1])].copy().write_h5ad(tmp_path / "reversed.h5ad")
+    other = oracle[:, list(adata.var_names[::-1])].copy()
+    other.obs["perturbation"] = "b+a"
+    other.write_h5ad(tmp_path / "reversed.h5ad")
     table = score_file("perturbation", tmp_path / "reversed.h5ad", adata, options=options)
     assert table.set_index("score").loc["effect_distance", "value"] < 1e-6
     oracle[:, :9].copy().write_h5ad(tmp_path / "few.h5ad")

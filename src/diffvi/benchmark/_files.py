@@ -16,6 +16,7 @@ from diffvi.metrics._counts import dense
 
 from ._diffvi import GROUP
 from ._options import Options
+from ._perturbation_baselines import canonical
 from ._runner import file_digest, run_task
 from ._tasks import find_task
 
@@ -80,7 +81,10 @@ class FromFile:
         """The values in the file; for a perturbation its cells' log-normalised expression."""
         if len(asked) == 2 and isinstance(asked[1], str):
             cells = self._cells()
-            rows = cells.obs[self.options.perturbation_key].to_numpy(str) == asked[1]
+            key = self.options.perturbation_key
+            if key not in cells.obs:
+                raise InvalidInputError(f"`file`: the cells of {self.file.name!r} have no obs column {key!r}.")
+            rows = np.array([canonical(str(name), self.options.control) for name in cells.obs[key]]) == asked[1]
             if not rows.any():
                 raise InvalidInputError(f"`file`: {self.file.name!r} has no cells of {asked[1]!r}.")
             missing = asked[0].var_names.difference(cells.var_names)
