@@ -339,6 +339,36 @@ def test_scarches_surgery_adds_a_batch_and_keeps_the_latents_of_the_reference(tr
     )
 
 
+def test_the_prior_of_a_query_does_not_forget_the_reference(trained, tmp_path):
+    from diffvi.metrics import energy_distance
+
+    trained.save(str(tmp_path / "m"))
+    query = simulate_cells(150, 40, n_types=1, n_batches=1, mean_library=400, seed=1)
+    query.obs["batch"] = "new"
+    query.obs["cell_type"] = "new type"
+    asked = trained.adata.obs[["cell_type", "batch"]].iloc[:300]
+    conditions = {name: asked[name].astype(str).to_numpy() for name in asked}
+    before = trained.generate(300, conditions, seed=1).obsm["X_latent"]
+    apart = {}
+    for replay in (True, False):
+        scvi.settings.seed = 0
+        model = LatentDiffusionSCVI.load_query_data(query.copy(), str(tmp_path / "m"))
+        assert len(model.replay_["state"]) == len(model.replay_["codes"])
+        if not replay:
+            model.replay_ = None
+        model.train(max_epochs=1, max_epochs_diffusion=150, plan_kwargs={"weight_decay": 0.0}, **QUIET)
+        if replay:
+            model.save(str(tmp_path / "query"))
+            again = LatentDiffusionSCVI.load(str(tmp_path / "query"), query.copy())
+            np.testing.assert_array_equal(again.replay_["state"], model.replay_["state"])
+        made = model.generate(300, conditions, seed=2)
+        assert (made.obs["batch"].astype(str) == conditions["batch"]).all()
+        apart[replay] = energy_distance(before, made.obsm["X_latent"])
+    assert apart[True] < 0.25 * apart[False]
+    free = LatentDiffusionSCVI.load_query_data(query.copy(), str(tmp_path / "m"), unfrozen=True)
+    assert free.replay_ is None
+
+
 def test_best_checkpoint_is_loaded_at_the_end(cells, tmp_path):
     LatentDiffusionSCVI.setup_anndata(cells, labels_key="cell_type")
     model = LatentDiffusionSCVI(cells, **SMALL)

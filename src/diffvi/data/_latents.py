@@ -78,6 +78,14 @@ class TrainingTable:
         values: dict[str, Any] = {k: None if v is None else v[rows] for k, v in vars(self).items()}
         return TrainingTable(**values)
 
+    def append(self, other: TrainingTable) -> TrainingTable:
+        """The rows of this table, then those of another of the same model."""
+        mine, theirs = vars(self), vars(other)
+        values: dict[str, Any] = {
+            k: None if v is None or theirs[k] is None else np.concatenate([v, theirs[k]]) for k, v in mine.items()
+        }
+        return TrainingTable(**values)
+
     def match(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """For each row of ``codes``, a training cell that agrees with it, picked by a number in [0, 1).
 

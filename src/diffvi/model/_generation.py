@@ -161,6 +161,20 @@ class GenerationMixin:
             "counts": sample_counts(px, streams),
         }
 
+    @torch.inference_mode()
+    def _draw_replay(self, batch_size: int = 4096) -> dict[str, Any]:
+        """A state from the prior for each remembered training cell's conditions, with what the table holds of it."""
+        prior = self.module.prior
+        device = prior.shift.device
+        table = TrainingTable(**(self.training_table_ or {}))
+        states = []
+        for start in range(0, len(table.codes), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(table.codes)))
+            noise = CellStreams(0, rows).normal(prior.d).to(device)
+            codes = torch.as_tensor(table.codes[rows], device=device)
+            states.append(prior.sample(noise, codes, get_sampler("heun"), DEFAULT_STEPS["heun"], 1.0).cpu().numpy())
+        return {"state": np.concatenate(states), **vars(table)}
+
     def _override(self, table: TrainingTable, name: str, values: np.ndarray) -> None:
         """Give the decoder the attribute that was asked for; scvi's codes are those of the vocabulary."""
         setup = self.registry_["setup_args"]  # type: ignore[attr-defined]

@@ -41,6 +41,7 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
             torch.nn.init.constant_(self.module.px_r, 2.0)
         self.stages_ = {stage: {"status": NOT_TRAINED, "epochs": 0} for stage in ("vae", "diffusion")}
         self.training_table_ = None
+        self.replay_ = None
 
     # ---------------------------------------------------------------- what the prior learns
 
@@ -163,6 +164,18 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
             f"{super().summary_string}\n"  # type: ignore[misc]
             f"Genes: {self.module.n_input}. Conditions of the prior: {conditions}.\nStages: {stages}."
         )
+
+    @classmethod
+    def load_query_data(cls, *args: Any, **kwargs: Any) -> Any:
+        """Put new data on a trained reference (scArches), as in :meth:`scvi.model.SCVI.load_query_data`.
+
+        The prior keeps what it knows of the reference: see :meth:`train_diffusion`. With ``unfrozen=True`` the latents of
+        the reference change, and nothing is kept.
+        """
+        model: Any = super().load_query_data(*args, **kwargs)  # type: ignore[misc]
+        known = model.training_table_ is not None and not kwargs.get("unfrozen", False)
+        model.replay_ = model._draw_replay() if known else None
+        return model
 
     @classmethod
     def _from_trained(

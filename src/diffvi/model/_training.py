@@ -11,7 +11,7 @@ from scvi.dataloaders import DataSplitter
 from scvi.model._utils import use_distributed_sampler
 
 from diffvi._exceptions import InvalidInputError
-from diffvi.data import TrainingTable
+from diffvi.data import LatentData, TrainingTable
 from diffvi.train import DiffusionTrainingPlan, StageTrainRunner, VAETrainingPlan
 from diffvi.train._runner import DiffusionTrainRunner
 
@@ -33,6 +33,7 @@ class StagedTrainingMixin:
     registry_: dict[str, Any]
     vocabulary: Any
     training_table_: dict[str, Any] | None
+    replay_: dict[str, Any] | None
 
     def train(
         self,
@@ -143,11 +144,16 @@ class StagedTrainingMixin:
 
         The VAE is frozen, the split is that of stage 1. Logs ``diffusion_loss_train`` and
         ``diffusion_loss_validation``. The arguments are those of :meth:`train` for this stage.
+
+        After scArches surgery (:meth:`load_query_data`) the prior also trains on cells that the reference's prior
+        drew with the reference's conditions (generative replay, :cite:p:`Shin17`), so that it does not forget them.
         """
         self._require_data()
         self._require("vae")  # type: ignore[attr-defined]
         latents, table = self._latent_data()  # type: ignore[attr-defined]
         split = self._split(len(latents.mean))
+        if self.replay_ is not None:
+            latents, table, split = self._with_replay(latents, table, split)
         training = split[0]
         self.module.prior.fit_standardiser(*(_tensor(v[training], self.module) for v in (latents.mean, latents.scale)))
         self.training_table_ = self._remembered(table.subset(training))
@@ -173,6 +179,20 @@ class StagedTrainingMixin:
                 devices=devices,
                 **trainer_kwargs,
             )()
+
+    def _with_replay(
+        self, latents: LatentData, table: TrainingTable, split: list[np.ndarray]
+    ) -> tuple[LatentData, TrainingTable, list[np.ndarray]]:
+        """Add the reference's cells, as its own prior drew them, to the training cells of a scArches query."""
+        replay = dict(self.replay_ or {})
+        state, n = replay.pop("state"), len(latents.mean)
+        joined = LatentData(
+            np.concatenate([latents.mean, state]),
+            np.concatenate([latents.scale, np.zeros_like(state)]),
+            np.concatenate([latents.codes, replay["codes"]]),
+        )
+        training = np.concatenate([split[0], n + np.arange(len(state))])
+        return joined, table.append(TrainingTable(**replay)), [training, *split[1:]]
 
     def _require_data(self) -> Any:
         if self.adata is None:  # type: ignore[attr-defined]
