@@ -194,7 +194,11 @@ def test_a_file_with_other_genes_is_refused_and_one_in_another_order_is_read_by_
 @pytest.mark.parametrize(
     ("times", "message"),
     [
-        (["day10", "day2", "day5"], "must hold numbers or an ordered category"),
+        (
+            ["early", "middle", "late"],
+            "an ordered category, as the order of the times is not to be guessed; got 'early'",
+        ),
+        (["day 1, well 1", "day 1, well 2", "day 2"], "got 'day 1, well 2'"),
         ([0.0, np.nan, 2.0], "is missing for 100 cells"),
     ],
 )
@@ -210,6 +214,8 @@ def test_times_are_numbers_or_ranks():
     options = Options(n_top_genes=None)
     adata.obs["time"] = pd.Categorical(np.repeat(["0", "2", "10", "20"], 100))
     assert [s.extra["time"] for s in TASKS["trajectory"].splits(adata, options)] == [2, 10]
+    adata.obs["time"] = np.repeat(["day10", "day2", "day5", "day20"], 100)
+    assert [s.extra["time"] for s in TASKS["trajectory"].splits(adata, options)] == [5, 10]
     days = pd.Categorical(
         np.repeat(["day2", "day5", "day10", "day20"], 100), ["day2", "day5", "day10", "day20"], ordered=True
     )

@@ -268,19 +268,22 @@ def _trajectory_splits(adata: AnnData, options: Options) -> Iterator[Split]:
 
 
 def _times(column: pd.Series, key: str) -> np.ndarray:
-    """Times as numbers; an ordered category, or one that is no number, stands for its rank in the categories' order."""
+    """Times as numbers: the first one in a text ("day 10", "210-270"); an ordered category stands for its rank."""
     if column.isna().any():
         raise InvalidInputError(f"`time_key`: {key!r} is missing for {int(column.isna().sum())} cells.")
     if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
         return column.cat.codes.to_numpy(float)
-    numbers = pd.to_numeric(column.astype(str), errors="coerce")
-    if numbers.isna().any():
-        bad = column[numbers.isna().to_numpy()].iloc[0]
+    if pd.api.types.is_numeric_dtype(column):
+        return column.to_numpy(float)
+    names = pd.Series(column.astype(str).unique())
+    numbers = pd.to_numeric(names.str.extract(r"(-?\d+(?:\.\d+)?)")[0])
+    if numbers.isna().any() or numbers.duplicated().any():
+        bad = names[numbers.isna() | numbers.duplicated()].iloc[0]
         raise InvalidInputError(
-            f"`time_key`: {key!r} must hold numbers or an ordered category, as the order of the times is "
-            f"not to be guessed; got {bad!r}."
+            f"`time_key`: {key!r} must hold numbers, texts with one number each, or an ordered category, as the order "
+            f"of the times is not to be guessed; got {bad!r}."
         )
-    return numbers.to_numpy(float)
+    return column.astype(str).map(dict(zip(names, numbers, strict=True))).to_numpy(float)
 
 
 def _score_trajectory(answer: Any, split: Split, options: Options, seed: int) -> pd.DataFrame:

@@ -71,8 +71,8 @@ def evaluate_perturbation(
     Returns
     -------
     One row a perturbation and score, with the columns ``perturbation``, ``score``, ``value``, ``floor``, ``best``. The
-    floor is what one half of the real cells scores as a prediction of the other half: the replicate. As it
-    uses half of the cells its noise is larger than that of a prediction judged by all of them.
+    floor is what one half of the real cells, with one half of the controls, scores as a prediction of the other half: the
+    replicate. As it uses half of the cells its noise is larger than that of a prediction judged by all of them.
 
     Raises
     ------
@@ -103,16 +103,24 @@ def evaluate_perturbation(
     first = {name: cells[halves[name][0]] for name, cells in truth.items()}
     second = {name: cells[halves[name][1]] for name, cells in truth.items()}
     value = _perturbation_scores(truth, guess, c, reference, seed)
-    floor = _perturbation_scores(first, second, c, reference, seed)
+    # A replicate has controls of its own: with shared ones, their noise would be shared by both effects. Its effect is
+    # put on the other half's controls, as a prediction is.
+    one, two = (c[rows] for rows in np.array_split(rng.permutation(len(c)), 2))
+    floor = _perturbation_scores(first, second, one, reference, seed, shift=one.mean(0) - two.mean(0))
     table = value.merge(floor.rename(columns={"value": "floor"}), on=["perturbation", "score"])
     return table.assign(best=table["score"].map(PERTURBATION_BEST))
 
 
 def _perturbation_scores(
-    truth: dict[str, np.ndarray], guess: dict[str, np.ndarray], control: np.ndarray, reference: np.ndarray, seed: int
+    truth: dict[str, np.ndarray],
+    guess: dict[str, np.ndarray],
+    control: np.ndarray,
+    reference: np.ndarray,
+    seed: int,
+    shift: np.ndarray | float = 0.0,
 ) -> pd.DataFrame:
     base = control.mean(0)
-    means = {name: (truth[name].mean(0), guess[name].mean(0)) for name in truth}
+    means = {name: (truth[name].mean(0), guess[name].mean(0) + shift) for name in truth}
     ranks = discrimination(*(np.stack([m[i] - base for m in means.values()]) for i in (0, 1)))
     rng = np.random.default_rng(seed)
     rows = []
