@@ -1,6 +1,6 @@
 """Which score catches which way of being wrong.
 
-Run: python benchmarks/metric_traps.py pbmc_facs_zheng2017.h5ad [LABELS_KEY]
+Run: python benchmarks/metric_traps.py [DATA.h5ad [LABELS_KEY]]   (without data: diffvi.datasets.pbmc68k)
 
 Real cells are cut into three parts: training, held-out, and a third that is spoiled in a known way and scored as if it had
 been generated. A score catches a failure (x) if it gets worse than the unspoiled third's by more than the width of that one's 95 %
@@ -22,6 +22,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.model_selection import train_test_split
 
 from diffvi.benchmark import split_cells
+from diffvi.datasets import pbmc68k
 from diffvi.metrics import evaluate_generation
 
 
@@ -87,9 +88,9 @@ def main() -> None:
     global KEY
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    path = sys.argv[1]
+    adata = ad.read_h5ad(sys.argv[1]) if len(sys.argv) > 1 else pbmc68k()
     KEY = sys.argv[2] if len(sys.argv) > 2 else KEY
-    whole, real = split_cells(ad.read_h5ad(path), KEY, 0.3)
+    whole, real = split_cells(adata, KEY, 0.3)
     labels = whole.obs[KEY].to_numpy(str)
     a, b = train_test_split(np.arange(whole.n_obs), test_size=real.n_obs, stratify=labels, random_state=0)
     train, other = whole[a].copy(), whole[b].copy()
