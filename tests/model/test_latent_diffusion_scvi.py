@@ -217,7 +217,7 @@ def test_processes_and_predictions_train_and_generate(trained, process, predicti
     state = {k: v for k, v in trained.module.state_dict().items() if not k.startswith("prior.")}
     model.module.load_state_dict(state, strict=False)
     model.stages_ = {**model.stages_, "vae": {"status": "done", "epochs": 1}}
-    model.train_diffusion(max_epochs=200, batch_size=128, **QUIET)
+    model.train_diffusion(max_epochs=400, batch_size=128, **QUIET)
     latent = trained.get_latent_representation(give_mean=False)
     made = model.generate(600, {"cell_type": trained.adata.obs["cell_type"]}, seed=0)
     for label in ("type_0", "type_1", "type_2"):
