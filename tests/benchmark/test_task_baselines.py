@@ -214,7 +214,7 @@ def test_times_are_numbers_or_ranks():
     options = Options(n_top_genes=None)
     adata.obs["time"] = pd.Categorical(np.repeat(["0", "2", "10", "20"], 100))
     assert [s.extra["time"] for s in TASKS["trajectory"].splits(adata, options)] == [2, 10]
-    adata.obs["time"] = np.repeat(["day10", "day2", "day5", "day20"], 100)
+    adata.obs["time"] = np.repeat(["day-10", "day-2", "day-5", "day-20"], 100)
     assert [s.extra["time"] for s in TASKS["trajectory"].splits(adata, options)] == [5, 10]
     days = pd.Categorical(
         np.repeat(["day2", "day5", "day10", "day20"], 100), ["day2", "day5", "day10", "day20"], ordered=True

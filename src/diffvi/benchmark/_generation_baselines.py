@@ -101,15 +101,18 @@ class SCVIPrior:
         rows = _draw_like(self.labels, labels, rng)
         return self._decode(self.latents(labels, rng, rows), self.library[rows], labels)
 
-    @torch.inference_mode()
     def _decode(self, z: np.ndarray, library: np.ndarray, labels: np.ndarray) -> AnnData:
-        module: Any = self.model.module
-        px = module.generative(
-            z=torch.as_tensor(z, dtype=torch.float32),
-            library=torch.as_tensor(np.log(library), dtype=torch.float32)[:, None],
-            batch_index=torch.zeros(len(z), 1, dtype=torch.long),
-        )["px"]
-        return _cells(px.sample().numpy(), labels, self.labels_key, self.var)
+        return _cells(decode(self.model, z, library).sample().numpy(), labels, self.labels_key, self.var)
+
+
+@torch.inference_mode()
+def decode(model: Any, z: np.ndarray, library: np.ndarray) -> Any:
+    """Count distribution of latents under an scVI model without batches, at given library sizes."""
+    return model.module.generative(
+        z=torch.as_tensor(z, dtype=torch.float32),
+        library=torch.as_tensor(np.log(library), dtype=torch.float32)[:, None],
+        batch_index=torch.zeros(len(z), 1, dtype=torch.long),
+    )["px"]
 
 
 class SCVIGaussianMixture(SCVIPrior):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import scvi
-import torch
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
 from diffvi._exceptions import InvalidInputError
 from diffvi.metrics import log_normalise
+
+from ._generation_baselines import decode
 
 
 class PerturbationPredictor(Protocol):
@@ -222,20 +223,13 @@ class LatentShift(NoChange):
         self.effects = mean_changes(z, train, perturbation_key, control, context_key)
         self.mean_effect = np.mean(list(self.effects.values()), axis=0)
 
-    @torch.inference_mode()
     def predict(self, control: AnnData, perturbation: str) -> np.ndarray:
         """Control cells, encoded, shifted, and decoded at their own library sizes."""
         shift = self.effects.get(perturbation, self.effects_of_parts(perturbation).sum(0))
         cells = AnnData(control.X.copy(), obs=control.obs.copy(), var=control.var[[]].copy())
         z = self.model.get_latent_representation(cells) + shift
-        module: Any = self.model.module
-        library = np.log(np.maximum(np.asarray(control.X.sum(1)).ravel(), 1))
-        px = module.generative(
-            z=torch.as_tensor(z, dtype=torch.float32),
-            library=torch.as_tensor(library, dtype=torch.float32)[:, None],
-            batch_index=torch.zeros(len(z), 1, dtype=torch.long),
-        )["px"]
-        return log_normalise(px.mean.numpy())
+        library = np.maximum(np.asarray(control.X.sum(1)).ravel(), 1)
+        return log_normalise(decode(self.model, z, library).mean.numpy())
 
 
 PERTURBATION_BASELINES: list[type[PerturbationPredictor]] = [

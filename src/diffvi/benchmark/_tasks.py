@@ -276,7 +276,7 @@ def _times(column: pd.Series, key: str) -> np.ndarray:
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(float)
     names = pd.Series(column.astype(str).unique())
-    numbers = pd.to_numeric(names.str.extract(r"(-?\d+(?:\.\d+)?)")[0])
+    numbers = pd.to_numeric(names.str.extract(r"(^-?\d+(?:\.\d+)?|\d+(?:\.\d+)?)")[0])
     if numbers.isna().any() or numbers.duplicated().any():
         bad = names[numbers.isna() | numbers.duplicated()].iloc[0]
         raise InvalidInputError(
