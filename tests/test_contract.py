@@ -10,7 +10,7 @@ from scipy import sparse
 
 import diffvi
 from diffvi import InvalidInputError, ModelFileError, NotTrainedError
-from diffvi.datasets import simulate_cells
+from diffvi.datasets import simulate_cells, simulate_perturbations
 from tests.conftest import QUIET
 
 
@@ -25,7 +25,18 @@ class LatentDiffusionSCVICase:
         return simulate_cells(150, 30, n_types=3, n_batches=2, mean_library=300, seed=2)
 
 
-MODELS = [LatentDiffusionSCVICase]
+class PerturbDiffusionCase:
+    cls = diffvi.model.PerturbDiffusion
+    setup_kwargs = {"perturbation_key": "perturbation", "control": "control", "labels_key": "cell_type"}
+    init_kwargs = {"n_hidden": 16, "n_latent": 4, "denoiser_kwargs": {"width": 16, "depth": 1, "n_heads": 2}}
+    conditions = {"cell_type": "type_1", "perturbation": "A+B"}
+
+    @staticmethod
+    def data():
+        return simulate_perturbations(150, 30, n_perturbations=2, mean_library=300, seed=2)
+
+
+MODELS = [LatentDiffusionSCVICase, PerturbDiffusionCase]
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda case: case.cls.__name__)

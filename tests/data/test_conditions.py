@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 
 from diffvi import InvalidInputError
 from diffvi.data import ConditionVocabulary, TrainingTable
@@ -16,7 +17,7 @@ def vocabulary():
 
 
 def test_codes_and_names_translate_both_ways(vocabulary):
-    codes = vocabulary.encode_obs(OBS)
+    codes = vocabulary.encode_cells(AnnData(obs=OBS))
     back = vocabulary.decode(codes)
     assert back["type"].tolist()[:3] == ["B", "T", "B"]
     assert pd.isna(back["type"].iloc[3])
@@ -25,7 +26,7 @@ def test_codes_and_names_translate_both_ways(vocabulary):
 
 
 def test_missing_columns_and_unknown_values_become_null(vocabulary):
-    codes = vocabulary.encode_obs(pd.DataFrame({"type": ["B", "NK"]}))
+    codes = vocabulary.encode_cells(AnnData(obs=pd.DataFrame({"type": ["B", "NK"]})))
     assert codes[0, 0] == 0
     assert np.isnan(codes[1, 0])
     assert np.isnan(codes[:, 1:]).all()
@@ -67,7 +68,7 @@ def test_guidance_by_name(vocabulary):
 
 
 def test_new_categories_are_appended_at_the_end(vocabulary):
-    longer = vocabulary.extended(pd.DataFrame({"type": ["A", "B"]}))
+    longer = vocabulary.extended(AnnData(obs=pd.DataFrame({"type": ["A", "B"]})))
     assert longer.entries["type"]["categories"] == ["B", "T", "A"]
     assert vocabulary.entries["type"]["categories"] == ["B", "T"]
 

@@ -66,7 +66,7 @@ def test_a_nan_code_gives_no_nan_gradient():
 
 def test_conditions_are_dropped_cell_by_cell_at_the_stated_rates():
     codes = torch.zeros(200_000, 2)
-    dropped = drop_conditions(codes, 0.1, 0.1, torch.Generator().manual_seed(0)).isnan()
+    dropped = drop_conditions(codes, ATTRIBUTES, 0.1, 0.1, torch.Generator().manual_seed(0)).isnan()
     both = dropped.all(1).double().mean()
     assert abs(dropped.double().mean() - (1 - 0.9 * 0.9)) < 0.005
     assert abs(both - (0.1 + 0.9 * 0.01)) < 0.005

@@ -3,9 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
-from diffvi.model import LatentDiffusionSCVI
+from diffvi.metrics import log_normalise
+from diffvi.model import LatentDiffusionSCVI, PerturbDiffusion
 
 GROUP = "label_and_batch"
 """Column of ``obs`` with label and batch where both are asked for together."""
@@ -61,3 +63,52 @@ class Diffvi:
         cells = self.model.generate(len(labels), conditions, seed=seed, **self.generate_kwargs)
         cells.obs[self.labels_key] = labels
         return cells
+
+
+class DiffviPerturbation:
+    """:class:`~diffvi.model.PerturbDiffusion` as one of the predictors.
+
+    Parameters
+    ----------
+    name
+        Its name in the table.
+    embedding
+        What is known of the perturbations, also of held-out ones: see the model's ``setup_anndata``.
+    train_kwargs
+        Passed to ``train``.
+    predict_kwargs
+        Passed to ``predict_perturbation``.
+    **model_kwargs
+        Passed to the model.
+    """
+
+    def __init__(
+        self,
+        name: str = "diffvi",
+        embedding: pd.DataFrame | None = None,
+        train_kwargs: dict[str, Any] | None = None,
+        predict_kwargs: dict[str, Any] | None = None,
+        **model_kwargs: Any,
+    ) -> None:
+        self.name, self.embedding = name, embedding
+        self.train_kwargs, self.predict_kwargs = train_kwargs or {}, predict_kwargs or {}
+        self.model_kwargs = model_kwargs
+
+    def fit(self, train: AnnData, perturbation_key: str, control: str, context_key: str | None) -> None:
+        """Train both stages."""
+        train = train.copy()
+        PerturbDiffusion.setup_anndata(
+            train,
+            perturbation_key,
+            control,
+            labels_key=context_key,
+            perturbation_embedding=self.embedding,
+        )
+        self.model = PerturbDiffusion(train, **self.model_kwargs)
+        self.model.train(**{"enable_progress_bar": False, "train_size": 1.0, **self.train_kwargs})
+
+    def predict(self, control: AnnData, perturbation: str) -> np.ndarray:
+        """Log-normalised counts of the control cells, moved."""
+        cells = AnnData(control.X.copy(), obs=control.obs.copy(), var=control.var[[]].copy())
+        self.model.predict_perturbation(cells, perturbation, unseen="mean", seed=0, **self.predict_kwargs)
+        return log_normalise(cells.layers["perturbed"])

@@ -23,7 +23,7 @@ from diffvi.metrics import (
 )
 from diffvi.metrics._counts import dense
 
-from ._diffvi import GROUP, PAIR, Diffvi
+from ._diffvi import GROUP, PAIR, Diffvi, DiffviPerturbation
 from ._generation_baselines import GENERATION_BASELINES
 from ._options import Options
 from ._perturbation_baselines import PERTURBATION_BASELINES, canonical, mean_changes, parts
@@ -348,7 +348,7 @@ TASKS = {
         Task(
             "perturbation",
             "cells under combinations, or in cell types, that were not seen perturbed",
-            _instances(PERTURBATION_BASELINES),
+            _instances([DiffviPerturbation, *PERTURBATION_BASELINES]),
             _perturbation_splits,
             _fit_perturbation,
             _draw_perturbation,

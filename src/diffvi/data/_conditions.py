@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from diffvi._exceptions import InvalidInputError, listed, one_of
-from diffvi.nn import Attribute
+from diffvi.nn import Attribute, columns
+
+from ._perturbations import PerturbationCoder
 
 
 @dataclass
@@ -17,7 +20,8 @@ class ConditionVocabulary:
     """Names, categories and scales of the attributes: the translation between names and codes.
 
     It is stored as plain lists and numbers in the model's registry, so that conditions can be given by
-    name after a model is loaded without its data.
+    name after a model is loaded without its data. An entry is a category (``categories``), a number (``mean`` and
+    ``sd``) or a set of perturbations (``members``: see :class:`PerturbationCoder`).
     """
 
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -49,14 +53,44 @@ class ConditionVocabulary:
         """Names with plain lists and numbers, for the registry."""
         return self.from_dict(self.entries).entries
 
-    def extended(self, obs: pd.DataFrame) -> ConditionVocabulary:
-        """A vocabulary with the categories of ``obs`` that are new appended at the end."""
+    def extended(self, adata: AnnData) -> ConditionVocabulary:
+        """A vocabulary with the categories and perturbations of ``adata`` that are new appended at the end."""
         new = self.from_dict(self.entries)
         for name, entry in new.entries.items():
-            if "categories" in entry and name in obs:
+            if "categories" in entry and name in adata.obs:
                 seen = set(entry["categories"])
-                entry["categories"] = [*entry["categories"], *sorted(set(obs[name].dropna()) - seen)]
+                entry["categories"] = [*entry["categories"], *sorted(set(adata.obs[name].dropna()) - seen)]
+            if "members" in entry:
+                found = {part for t in set(self.coder(name).treatments(adata, name)) for part, _ in t or ()}
+                more = sorted(found - set(entry["members"]))
+                entry["members"] = [*entry["members"], *more]
+                if entry.get("embedding") is not None:
+                    entry["embedding"] = np.pad(entry["embedding"], ((0, len(more)), (0, 0)), constant_values=np.nan)
         return new
+
+    def coder(self, name: str) -> PerturbationCoder:
+        """The coder of a perturbation."""
+        return PerturbationCoder.from_dict(self.entries[name])
+
+    @property
+    def perturbations(self) -> list[str]:
+        """Names of the attributes that are perturbations."""
+        return [name for name, entry in self.entries.items() if "members" in entry]
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Where each attribute stands in the codes."""
+        return dict(zip(self.names, columns(self.attributes), strict=True))
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns of the codes."""
+        return sum(a.size for a in self.attributes)
+
+    @property
+    def categorical(self) -> list[int]:
+        """Columns of the codes that hold categories."""
+        return [self.columns[name].start for name, entry in self.entries.items() if "categories" in entry]
 
     @property
     def names(self) -> list[str]:
@@ -66,22 +100,32 @@ class ConditionVocabulary:
     @property
     def attributes(self) -> list[Attribute]:
         """The attributes as the network sees them."""
-        return [Attribute(n, len(e["categories"]) if "categories" in e else None) for n, e in self.entries.items()]
+        return [
+            PerturbationCoder.from_dict(e).attribute(n)
+            if "members" in e
+            else Attribute(n, len(e["categories"]) if "categories" in e else None)
+            for n, e in self.entries.items()
+        ]
 
     def describe(self) -> Iterator[tuple[str, str, str]]:
         """Name, kind and values of each attribute, for people."""
         for name, entry in self.entries.items():
             if "categories" in entry:
                 yield name, "categorical", listed(entry["categories"], 6)
+            elif "members" in entry:
+                yield name, "perturbation", self.coder(name).describe()
             else:
                 yield name, "numeric", f"mean {entry['mean']:.4g}, sd {entry['sd']:.4g}"
 
-    def encode_obs(self, obs: pd.DataFrame) -> np.ndarray:
-        """Codes of shape ``(n_cells, n_attributes)``; NaN where a value is absent or unknown."""
-        codes = np.full((len(obs), len(self.entries)), np.nan, dtype=np.float32)
-        for j, name in enumerate(self.entries):
-            if name in obs:
-                codes[:, j] = self._encode(name, obs[name])
+    def encode_cells(self, adata: AnnData) -> np.ndarray:
+        """Codes of shape ``(n_cells, n_columns)``; NaN where a value is absent or unknown."""
+        codes = np.full((adata.n_obs, self.n_columns), np.nan, dtype=np.float32)
+        for name, where in self.columns.items():
+            if name in self.perturbations:
+                coder = self.coder(name)
+                codes[:, where] = coder.encode(coder.treatments(adata, name))
+            elif name in adata.obs:
+                codes[:, where.start] = self._encode(name, adata.obs[name])
         return codes
 
     def encode(self, conditions: Mapping[str, Any] | None, n_obs: int) -> np.ndarray:
@@ -92,27 +136,52 @@ class ConditionVocabulary:
         InvalidInputError
             For an unknown attribute or value, naming it and the known ones, or a wrong length.
         """
-        codes = np.full((n_obs, len(self.entries)), np.nan, dtype=np.float32)
+        codes = np.full((n_obs, self.n_columns), np.nan, dtype=np.float32)
         if conditions is not None and not isinstance(conditions, Mapping):
             raise InvalidInputError(
                 f"`conditions` must be a mapping such as {{'cell_type': 'B cell'}}; got {type(conditions).__name__}."
             )
+        doses = {self.coder(name).dose_key: name for name in self.perturbations if self.coder(name).dose_key}
+        given: dict[str, pd.Series] = {}
         for name, value in (conditions or {}).items():
-            one_of("conditions", name, self.entries)
+            one_of("conditions", name, [*self.entries, *doses])
             single = isinstance(value, str) or np.ndim(value) == 0
-            values = pd.Series([value] * n_obs if single else list(value), dtype=object)
-            if len(values) != n_obs:
-                raise InvalidInputError(f"`conditions[{name!r}]` has {len(values)} values for {n_obs} cells.")
-            column = self._encode(name, values)
-            unknown = np.isnan(column) & ~values.isna().to_numpy(bool)
+            given[name] = pd.Series([value] * n_obs if single else list(value), dtype=object)
+            if len(given[name]) != n_obs:
+                raise InvalidInputError(f"`conditions[{name!r}]` has {len(given[name])} values for {n_obs} cells.")
+        for name, values in given.items():
+            if name in doses:
+                if doses[name] not in given:
+                    raise InvalidInputError(f"`conditions[{name!r}]` is a dose: give `conditions[{doses[name]!r}]` too.")
+                continue
+            where = self.columns[name]
+            if name in self.perturbations:
+                codes[:, where] = self._encode_perturbation(name, values, given)
+            else:
+                codes[:, where.start] = self._encode(name, values)
+            unknown = np.isnan(codes[:, where]).all(1) & ~values.isna().to_numpy(bool)
             if unknown.any():
                 entry = self.entries[name]
-                allowed = listed(entry["categories"], 40) if "categories" in entry else "finite numbers"
+                known = entry.get("categories") or entry.get("members")
+                allowed = listed(known, 40) if known else "finite numbers"
                 raise InvalidInputError(
                     f"`conditions[{name!r}]`: unknown value {values[unknown].iloc[0]!r}; known are {allowed}."
                 )
-            codes[:, self.names.index(name)] = column
         return codes
+
+    def _encode_perturbation(self, name: str, values: pd.Series, given: Mapping[str, pd.Series]) -> np.ndarray:
+        coder = self.coder(name)
+        doses: Any = 1.0
+        if coder.dose_key is not None:
+            doses = pd.to_numeric(given.get(coder.dose_key, pd.Series(np.nan, index=values.index)), errors="coerce")
+            missing = doses.isna() & (values != coder.control)
+            if missing.any() or (doses < 0).any():
+                raise InvalidInputError(
+                    f"`conditions[{name!r}]`: {values[missing | (doses < 0)].iloc[0]!r} needs a dose of at least 0 in "
+                    f"`conditions[{coder.dose_key!r}]`."
+                )
+            doses = doses.fillna(0.0).to_numpy(float)
+        return coder.encode(coder.parsed(values, doses))
 
     def _encode(self, name: str, values: pd.Series) -> np.ndarray:
         entry = self.entries[name]
@@ -125,9 +194,16 @@ class ConditionVocabulary:
     def decode(self, codes: np.ndarray, index: pd.Index | None = None) -> pd.DataFrame:
         """The ``obs`` columns that codes stand for; attributes that were not given are missing values."""
         obs = pd.DataFrame(index=index if index is not None else pd.RangeIndex(len(codes)).astype(str))
-        for j, (name, entry) in enumerate(self.entries.items()):
+        for name, entry in self.entries.items():
+            j = self.columns[name].start
             missing = np.isnan(codes[:, j])
-            if "categories" in entry:
+            if "members" in entry:
+                coder = self.coder(name)
+                treatments = coder.decode(codes[:, self.columns[name]])
+                obs[name] = pd.Categorical([None if t is None else coder.name(t) for t in treatments])
+                if coder.dose_key is not None:
+                    obs[coder.dose_key] = [np.nan if t is None else max((d for _, d in t), default=0.0) for t in treatments]
+            elif "categories" in entry:
                 position = np.where(missing, -1, np.nan_to_num(codes[:, j])).astype(int)
                 obs[name] = pd.Categorical.from_codes(position, categories=entry["categories"])
             else:

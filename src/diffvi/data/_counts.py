@@ -42,5 +42,89 @@ def sample_counts(px: Any, streams: CellStreams) -> sparse.csr_matrix:
     return sparse.csr_matrix(counts)
 
 
+def transport_counts(
+    counts: sparse.csr_matrix, before: Any, after: Any, streams: CellStreams
+) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
+    r"""Move observed counts from one count distribution to another, keeping what is a cell's own.
+
+    The coupling is the one in which both counts come from one Cox process. With means :math:`m_0, m_1` and inverse
+    dispersion :math:`\theta`, a gene's counts are :math:`X_i \sim \mathrm{Poisson}(m_i \gamma)` with one and the same
+    :math:`\gamma \sim \mathrm{Gamma}(\theta, 1 / \theta)`, and the smaller set of molecules is part of the larger.
+    Given an observed :math:`x_0` that means
+
+    .. math::
+
+        x_1 \mid x_0 \sim \mathrm{Binomial}\left(x_0, \min(1, \tfrac{m_1}{m_0})\right)
+            + \mathrm{NB}\left(\text{mean } (\theta + x_0) \tfrac{(m_1 - m_0)_+}{\theta + m_0},
+            \ \text{inverse dispersion } \theta + x_0\right),
+
+    because :math:`\gamma \mid x_0 \sim \mathrm{Gamma}(\theta + x_0, 1 / (\theta + m_0))`. If :math:`x_0` follows the first
+    negative binomial then :math:`x_1` follows the second exactly, for thinning and for addition, and equal means leave
+    every count as it is. A Poisson is the limit of large :math:`\theta`. With zero inflation the zero of a gene may be a
+    dropout; dropouts are shared as far as the two probabilities allow.
+
+    Parameters
+    ----------
+    counts
+        Observed counts, CSR, ``(n, G)``.
+    before, after
+        scvi's distributions at the cells' own library, a batch of ``n`` cells by ``G`` genes each.
+    streams
+        One stream a cell.
+
+    Returns
+    -------
+    CSR matrix of ``int32`` counts, and expectation and variance of each count given the cell's own, ``(n, G)`` each.
+    """
+    m0, m1 = (_numpy(px.rate if hasattr(px, "rate") else px.mu) for px in (before, after))
+    theta = _numpy(before.theta) if hasattr(before, "theta") else np.full(m0.shape[1], 1e12)
+    theta = np.broadcast_to(theta, m0.shape)
+    x = counts.toarray().astype(np.int64) if sparse.issparse(counts) else np.asarray(counts, dtype=np.int64)
+    keep = np.minimum(m1 / m0, 1.0)
+    gain = np.maximum(m1 - m0, 0.0) / (theta + m0)
+    mean = x * keep + (theta + x) * gain
+    variance = x * keep * (1 - keep) + (theta + x) * gain * (1 + gain)
+    inflated = hasattr(before, "zi_logits")
+    if inflated:
+        p0, p1 = (_numpy(torch.sigmoid(px.zi_logits)) for px in (before, after))
+        zero = (theta / (theta + m0)) ** theta
+        hidden = np.where(x == 0, p0 / (p0 + (1 - p0) * zero), 0.0)
+        stays, falls = np.minimum(p1 / p0, 1.0), np.maximum(p1 - p0, 0.0) / np.maximum(1 - p0, 1e-10)
+        # A gene that comes out of dropout starts from the second distribution, not from its zero.
+        fresh, seen = hidden * (1 - stays), (1 - hidden) * (1 - falls)
+        second = fresh * (m1 + m1**2 + m1**2 / theta) + seen * (variance + mean**2)
+        mean = fresh * m1 + seen * mean
+        variance = np.maximum(second - mean**2, 0.0)
+    out = np.empty(x.shape, dtype=np.int32)
+    for i, stream in enumerate(streams):
+        moved = x[i].copy()
+        down, up = np.flatnonzero((x[i] > 0) & (keep[i] < 1)), np.flatnonzero(gain[i] > 0)
+        moved[down] = stream.binomial(x[i, down], keep[i, down])
+        rate = stream.standard_gamma(theta[i, up] + x[i, up]) * gain[i, up]
+        moved[up] += stream.poisson(np.minimum(rate, MAX_RATE))
+        if inflated:
+            moved = _share_dropouts(moved, m1[i], theta[i], hidden[i], stays[i], falls[i], stream)
+        out[i] = moved
+    return sparse.csr_matrix(out), mean, variance
+
+
+def _share_dropouts(
+    moved: np.ndarray,
+    m1: np.ndarray,
+    theta: np.ndarray,
+    hidden: np.ndarray,
+    stays: np.ndarray,
+    falls: np.ndarray,
+    stream: np.random.Generator,
+) -> np.ndarray:
+    """Counts of one cell with the zero inflation of the second distribution."""
+    changes = (stays < 1) | (falls > 0)
+    dropped, uniform = stream.random(len(moved)) < hidden, stream.random(len(moved))
+    back = changes & dropped & (uniform >= stays)
+    moved = np.where(dropped | (changes & ~dropped & (uniform < falls)), 0, moved)
+    moved[back] = stream.poisson(np.minimum(stream.standard_gamma(theta[back]) * m1[back] / theta[back], MAX_RATE))
+    return moved
+
+
 def _numpy(x: torch.Tensor) -> np.ndarray:
     return np.clip(x.detach().cpu().double().numpy(), 1e-10, 1e12)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,13 +166,17 @@ class ConditionsField(fields.BaseAnnDataField):
     ----------
     keys
         Columns of ``adata.obs``.
+    sets
+        Further entries of the vocabulary, by name: how each is learnt from the data.
     """
 
     VOCABULARY_KEY = "vocabulary"
 
-    def __init__(self, keys: Sequence[str]) -> None:
+    def __init__(
+        self, keys: Sequence[str], sets: Mapping[str, Callable[[AnnData], dict[str, Any]]] | None = None
+    ) -> None:
         super().__init__()
-        self.keys = list(dict.fromkeys(keys))
+        self.keys, self.sets = list(dict.fromkeys(keys)), dict(sets or {})
 
     @property
     def registry_key(self) -> str:
@@ -195,16 +199,18 @@ class ConditionsField(fields.BaseAnnDataField):
 
     def register_field(self, adata: AnnData) -> dict:
         super().register_field(adata)
-        return self._write(adata, ConditionVocabulary.from_obs(adata.obs, self.keys))
+        vocabulary = ConditionVocabulary.from_obs(adata.obs, self.keys)
+        vocabulary.entries |= {name: learn(adata) for name, learn in self.sets.items()}
+        return self._write(adata, vocabulary)
 
     def transfer_field(
         self, state_registry: dict, adata_target: AnnData, extend_categories: bool = False, **kwargs: Any
     ) -> dict:
         vocabulary = ConditionVocabulary.from_dict(state_registry[self.VOCABULARY_KEY])
-        return self._write(adata_target, vocabulary.extended(adata_target.obs) if extend_categories else vocabulary)
+        return self._write(adata_target, vocabulary.extended(adata_target) if extend_categories else vocabulary)
 
     def _write(self, adata: AnnData, vocabulary: ConditionVocabulary) -> dict:
-        adata.obsm[self.attr_key] = vocabulary.encode_obs(adata.obs)
+        adata.obsm[self.attr_key] = vocabulary.encode_cells(adata)
         return {self.VOCABULARY_KEY: vocabulary.to_dict()}
 
     def get_summary_stats(self, state_registry: dict) -> dict:
@@ -229,10 +235,12 @@ def scvi_fields(
     continuous_covariate_keys: Sequence[str] | None,
     condition_keys: Sequence[str] | None,
     query: bool = False,
+    sets: Mapping[str, Callable[[AnnData], dict[str, Any]]] | None = None,
 ) -> list[fields.BaseAnnDataField]:
     """The fields of :class:`scvi.model.SCVI` and those of the prior, after a check of every argument.
 
-    A ``query`` that is registered with a model that is trained already may lack labels and conditions.
+    A ``query`` that is registered with a model that is trained already may lack labels and conditions. ``sets`` are
+    further conditions: see :class:`ConditionsField`.
     """
     if not query:
         check_obs_columns(adata, labels_key=labels_key, condition_keys=condition_keys)
@@ -259,5 +267,5 @@ def scvi_fields(
         fields.NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
         fields.CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
         fields.NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
-        ConditionsField([key for key in (labels_key, batch_key, *(condition_keys or ())) if key is not None]),
+        ConditionsField([key for key in (labels_key, batch_key, *(condition_keys or ())) if key is not None], sets),
     ]

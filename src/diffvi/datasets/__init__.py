@@ -1,7 +1,8 @@
-"""Data: embedded real cells, a simulator with known truth, and downloads with a checksum."""
+"""Data: embedded real cells, simulators with known truth, and downloads with a checksum."""
 
 from ._downloads import bmmc, fetch
 from ._embedded import pbmc68k
+from ._perturbations import simulate_perturbations
 from ._simulators import simulate_cells
 
-__all__ = ["bmmc", "fetch", "pbmc68k", "simulate_cells"]
+__all__ = ["bmmc", "fetch", "pbmc68k", "simulate_cells", "simulate_perturbations"]

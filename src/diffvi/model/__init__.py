@@ -1,5 +1,6 @@
 """The model classes."""
 
 from ._latent_diffusion_scvi import LatentDiffusionSCVI
+from ._perturb_diffusion import PerturbDiffusion
 
-__all__ = ["LatentDiffusionSCVI"]
+__all__ = ["LatentDiffusionSCVI", "PerturbDiffusion"]

@@ -136,7 +136,7 @@ class GenerationMixin:
         table = table.subset(table.match(codes, np.array([stream.random() for stream in streams])))
         codes = codes.copy()
         for name in self._decoder_attributes:  # type: ignore[attr-defined]
-            j = self.vocabulary.names.index(name)  # type: ignore[attr-defined]
+            j = self.vocabulary.columns[name].start  # type: ignore[attr-defined]
             given = ~np.isnan(codes[:, j])
             # The table follows what was asked for even where no training cell has the combination.
             codes[:, j] = np.where(given, codes[:, j], table.codes[:, j])

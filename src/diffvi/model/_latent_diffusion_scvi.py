@@ -200,5 +200,7 @@ class LatentDiffusionSCVI(LatentDiffusionMixin, SCVI):
         InvalidInputError
             If it has no data or is not an scVI model.
         """
-        model: LatentDiffusionSCVI = cls._from_trained(scvi_model, SCVI, condition_keys, **model_kwargs)
+        model: LatentDiffusionSCVI = cls._from_trained(
+            scvi_model, SCVI, {"condition_keys": condition_keys}, **model_kwargs
+        )
         return model

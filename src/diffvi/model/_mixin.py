@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from diffvi._exceptions import InvalidInputError, NotTrainedError
 from diffvi.data import ConditionVocabulary, LatentData, TrainingTable
 from diffvi.data._fields import CONDITIONS_KEY, ConditionsField
 from diffvi.module import LatentPrior
+from diffvi.nn import Attribute
 
 from ._files import SafeFilesMixin
 from ._generation import GenerationMixin
@@ -29,14 +30,15 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
 
     A subclass calls :meth:`_add_prior` at the end of its ``__init__`` and sets ``init_params_`` itself.
     What a model class may change are the hooks: :meth:`_posterior_state`, which says what the prior
-    learns, and :meth:`_decode`, which turns it back into counts.
+    learns, :attr:`_prior_attributes`, what it is conditioned on, :meth:`_training_rows`, the examples it is trained
+    on, and :meth:`_decode`, which turns a state back into counts.
     """
 
     registry_: dict[str, Any]
 
     def _add_prior(self, **prior_kwargs: Any) -> None:
         """Attach an untrained prior to ``self.module`` and start its dispersions at ``exp(2)``."""
-        self.module.prior = LatentPrior(self._state_size, self.vocabulary.attributes, **prior_kwargs)
+        self.module.prior = LatentPrior(self._state_size, self._prior_attributes, **prior_kwargs)
         if getattr(self.module, "px_r", None) is not None:
             torch.nn.init.constant_(self.module.px_r, 2.0)
         self.stages_ = {stage: {"status": NOT_TRAINED, "epochs": 0} for stage in ("vae", "diffusion")}
@@ -48,6 +50,18 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
     @property
     def _state_size(self) -> int:
         return int(self.module.n_latent) + 1
+
+    @property
+    def _prior_attributes(self) -> list[Attribute]:
+        """Attributes of the prior: those of the vocabulary, then any that the model adds."""
+        return self.vocabulary.attributes
+
+    def _training_rows(
+        self, latents: LatentData, table: TrainingTable, split: list[np.ndarray]
+    ) -> tuple[LatentData, list[np.ndarray]]:
+        """Examples of stage 2 and their split, from the cells' latents; called when the standardiser is fitted."""
+        del table
+        return latents, split
 
     def _posterior_state(self, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and scale of q(state | x) for a batch: the latent, then the log library or log size factor."""
@@ -179,7 +193,7 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
 
     @classmethod
     def _from_trained(
-        cls, source: Any, source_class: Any, condition_keys: Sequence[str] | None, **model_kwargs: Any
+        cls, source: Any, source_class: Any, setup_kwargs: Mapping[str, Any], **model_kwargs: Any
     ) -> Any:
         """A new model with the trained VAE of a plain scvi model, over the data of that model."""
         if type(source) is not source_class:
@@ -190,10 +204,8 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
             raise NotTrainedError(f"The {source_class.__name__} model is not trained: call its `train()` first.")
         if source.adata is None:
             raise InvalidInputError(f"The {source_class.__name__} model has no data: load it with `adata=`.")
-        setup = dict(source.registry_["setup_args"])
-        getattr(cls, source.registry_.get("setup_method_name", "setup_anndata"))(
-            source.adata, condition_keys=condition_keys, **setup
-        )
+        setup = {**source.registry_["setup_args"], **setup_kwargs}
+        getattr(cls, source.registry_.get("setup_method_name", "setup_anndata"))(source.adata, **setup)
         init = source.init_params_
         # Where our defaults differ from scvi's, the VAE was built with scvi's.
         ours = inspect.signature(cls).parameters

@@ -24,6 +24,8 @@ class StagedTrainingMixin:
 
     VAE_STEPS = 5000
     DIFFUSION_STEPS = 5000
+    CLASSIFY_LABELS = True
+    """Whether stage 1 reads the labels from the latent: see :class:`~diffvi.train.VAETrainingPlan`."""
 
     module: Any
     adata: Any
@@ -122,9 +124,10 @@ class StagedTrainingMixin:
         size, held_out = kwargs.get("train_size"), kwargs.get("validation_size")
         validates = len(external[1]) > 0 if external else held_out != 0 and (held_out or (size or 0.9) < 1)
         _watch(kwargs, "elbo_validation", max_epochs, bool(validates))
-        if (key := self.registry_["setup_args"].get("labels_key")) in self.vocabulary.entries:
+        key = self.registry_["setup_args"].get("labels_key")
+        if self.CLASSIFY_LABELS and key in self.vocabulary.entries:
             n_labels = len(self.vocabulary.entries[key].get("categories", []))
-            label = {"label": (self.vocabulary.names.index(key), n_labels)}
+            label = {"label": (self.vocabulary.columns[key].start, n_labels)}
             kwargs["plan_kwargs"] = {**label, **(kwargs.get("plan_kwargs") or {})}
         self.module.train()
         self.stages_ = {**self.stages_, "diffusion": {"status": "not trained", "epochs": 0}}
@@ -157,6 +160,8 @@ class StagedTrainingMixin:
         training = split[0]
         self.module.prior.fit_standardiser(*(_tensor(v[training], self.module) for v in (latents.mean, latents.scale)))
         self.training_table_ = self._remembered(table.subset(training))
+        latents, split = self._training_rows(latents, table, split)  # type: ignore[attr-defined]
+        training = split[0]
 
         if max_epochs is None:
             max_epochs = epochs_for(self.DIFFUSION_STEPS, len(training), batch_size, most=500)

@@ -1,5 +1,7 @@
-"""The latent prior: standardiser, conditioned denoiser, diffusion process and EMA in one module."""
+"""The latent prior, and what it starts from where perturbations move cells."""
 
-from ._prior import LatentPrior
+from ._effects import EffectProcess, EffectWeights
+from ._prior import ORIGIN, LatentPrior
+from ._responses import Responses
 
-__all__ = ["LatentPrior"]
+__all__ = ["ORIGIN", "EffectProcess", "EffectWeights", "LatentPrior", "Responses"]

@@ -6,14 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from diffvi._exceptions import one_of
-from diffvi.nn import Attribute, Denoiser
+from diffvi.nn import Attribute, Denoiser, columns
 from diffvi.nn._conditions import drop_conditions
 from diffvi.process import get_path, ode_log_prob
 from diffvi.process._paths import PREDICTIONS, Prediction
 from diffvi.process._samplers import Noise, Sampler
+
+
+ORIGIN = "origin"
+"""Name of the vector attribute that holds a state to start from, in the units of the data."""
 
 
 @dataclass
@@ -31,14 +36,16 @@ class LatentPrior(nn.Module):
 
     The state ``u`` is whatever the model class puts into it; for the generative models it is the VAE's
     latent together with the log library size. Everything in here works on the standardised state
-    ``(u - shift) / scale``.
+    ``(u - shift) / scale``, and, for a cell whose attribute :data:`ORIGIN` is given (a control cell, an earlier
+    cell, a guess from the neighbours), on the difference to that: the prior then learns how cells move.
 
     Parameters
     ----------
     d
         Size of the state.
     attributes
-        Attributes that condition it.
+        Attributes that condition it. A last one called :data:`ORIGIN`, with ``d`` columns, is the state that a cell
+        starts from.
     denoiser
         ``"dit"`` (diffusion transformer) or ``"mlp"`` (residual MLP).
     denoiser_kwargs
@@ -52,6 +59,9 @@ class LatentPrior(nn.Module):
     ema_decay
         Decay of the averaged weights, which are the ones sampled from. It warms up as
         ``(1 + n) / (10 + n)``, so that short trainings average too.
+    head_weight
+        Weight, beside the diffusion loss, of the squared error of a head that predicts the mean from the attributes;
+        the diffusion is then that of the residual. 0 for no head.
     """
 
     shift: Tensor
@@ -69,13 +79,16 @@ class LatentPrior(nn.Module):
         prediction: Prediction = "velocity",
         condition_dropout: float = 0.1,
         ema_decay: float = 0.999,
+        head_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.d, self.attributes = d, tuple(attributes)
         self.path = get_path(process)
         self.prediction: Prediction = one_of("prediction", prediction, PREDICTIONS)
-        self.condition_dropout = condition_dropout
-        self.denoiser = Denoiser(d, attributes, denoiser, **(denoiser_kwargs or {}))
+        self.condition_dropout, self.head_weight = condition_dropout, head_weight
+        self.denoiser = Denoiser(d, attributes, denoiser, head=head_weight > 0, **(denoiser_kwargs or {}))
+        where = [c for a, c in zip(self.attributes, columns(self.attributes), strict=True) if a.name == ORIGIN]
+        self.origin = where[0] if where else None
 
         self.ema = AveragedModel(self.denoiser, avg_fn=_WarmedUpAverage(ema_decay))
         self.ema.requires_grad_(False)
@@ -115,7 +128,7 @@ class LatentPrior(nn.Module):
         mean, sd
             Posterior of the state, shapes ``(n, d)``.
         codes
-            Attribute codes of shape ``(n, n_attributes)``, NaN where unknown.
+            Attribute codes of shape ``(n, n_columns)``, NaN where unknown.
         """
         generator = None if self.training else torch.Generator().manual_seed(0)
 
@@ -123,13 +136,37 @@ class LatentPrior(nn.Module):
             return torch.randn(mean.shape, generator=generator).to(mean)
 
         if self.training:
-            codes = drop_conditions(codes, self.condition_dropout, self.condition_dropout)
-        x0, noise = self.standardise(mean + sd * normal()), normal()
+            codes = drop_conditions(codes, self.attributes, self.condition_dropout, self.condition_dropout)
+        codes, origin = self._with_origin(codes)
+        x0, noise = self.standardise(mean + sd * normal()) - origin, normal()
         t = self.path.random_times(len(mean), generator).to(mean)
-        network = self.denoiser if self.training else self.ema
+        network = self.denoiser if self.training else self.ema.module
+        head_loss = torch.zeros((), device=x0.device)
+        if (predicted := network.mean(codes)) is not None:
+            head_loss = (x0 - predicted).square().mean()
+            x0 = x0 - predicted.detach()
         output = network(self.path.diffuse(x0, noise, t), t, codes)
         error = output - self.path.target(self.prediction, x0, noise, t)
-        return (self.path.weight(self.prediction, t) * error.square()).mean()
+        return (self.path.weight(self.prediction, t) * error.square()).mean() + self.head_weight * head_loss
+
+    def _with_origin(self, codes: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Codes with the origin standardised, and the origin itself: zeros where it is not given."""
+        if self.origin is None:
+            return codes, 0.0
+        if codes.shape[1] < self.origin.stop:
+            # Codes of the user's attributes alone: no origin, nor what else the model has added.
+            codes = F.pad(codes, (0, self.origin.stop - codes.shape[1]), value=float("nan"))
+        origin = self.standardise(codes[:, self.origin])
+        codes = codes.clone()
+        codes[:, self.origin] = origin
+        return codes, origin.nan_to_num(0.0)
+
+    @torch.no_grad()
+    def mean(self, codes: Tensor) -> Tensor:
+        """The head's prediction of the state, which is the origin where there is no head; zeros where there is neither."""
+        codes, base = self._with_origin(codes)
+        predicted = self.ema.module.mean(codes)
+        return self.restore(base + (torch.zeros(len(codes), self.d).to(codes) if predicted is None else predicted))
 
     def update_ema(self) -> None:
         """Average the current weights in; call it after every optimiser step."""
@@ -157,7 +194,8 @@ class LatentPrior(nn.Module):
             One scale for all attributes, or one for each.
         """
         t = t.expand(len(x))
-        weighted = _guided_codes(codes, guidance)
+        codes, _ = self._with_origin(codes)
+        weighted = _guided_codes(codes, guidance, self.attributes)
         stacked = torch.cat([c for _, c in weighted])
         times, repeats = t.repeat(len(weighted)), (len(weighted), 1)
         output = self.ema(x.repeat(*repeats), times, stacked)
@@ -176,12 +214,13 @@ class LatentPrior(nn.Module):
         noise: Noise | None = None,
     ) -> Tensor:
         """Carry standard normal ``start`` of shape ``(n, d)`` to states in the units of the data."""
+        base = self.standardise(self.mean(codes))
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            return self.estimate(x, t, codes, guidance).clamp(self.low, self.high)
+            return (self.estimate(x, t, codes, guidance) + base).clamp(self.low, self.high) - base
 
         kwargs = {} if noise is None else {"noise": noise}
-        return self.restore(sampler(denoise, start, self.path.times(n_steps), self.path, **kwargs))
+        return self.restore(base + sampler(denoise, start, self.path.times(n_steps), self.path, **kwargs))
 
     def log_prob(self, u: Tensor, codes: Tensor, n_steps: int) -> Tensor:
         """Log density, in nats, of states in the units of the data, by the probability-flow ODE."""
@@ -189,21 +228,32 @@ class LatentPrior(nn.Module):
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             return self.estimate(x, t, codes)
 
-        log_prob = ode_log_prob(denoise, self.standardise(u), self.path.times(n_steps), self.path)
+        x = self.standardise(u) - self.standardise(self.mean(codes))
+        log_prob = ode_log_prob(denoise, x, self.path.times(n_steps), self.path)
         return log_prob - self.scale.log().sum()
 
 
-def _guided_codes(codes: Tensor, guidance: Sequence[float] | float) -> list[tuple[float, Tensor]]:
-    """Weights and code tables whose weighted estimates add up to the guided estimate."""
-    k = codes.shape[1]
-    scales = [float(guidance)] * k if isinstance(guidance, int | float) else [float(s) for s in guidance]
-    given = [i for i in range(k) if not bool(codes[:, i].isnan().all())]
+def _guided_codes(
+    codes: Tensor, guidance: Sequence[float] | float, attributes: Sequence[Attribute]
+) -> list[tuple[float, Tensor]]:
+    """Weights and code tables whose weighted estimates add up to the guided estimate.
+
+    Fixed attributes are shown in all of them.
+    """
+    places = list(zip(attributes, columns(attributes), strict=True))
+    guided = [where for a, where in places if not a.fixed]
+    scales = [float(guidance)] * len(guided) if isinstance(guidance, int | float) else [float(s) for s in guidance]
     shown = torch.full_like(codes, float("nan"))
+    for where in (where for a, where in places if a.fixed):
+        shown[:, where] = codes[:, where]
     total: list[tuple[float, Tensor]] = []
     before = 1.0
-    for i in given:
-        if scales[i] != before:
-            total.append((before - scales[i], shown.clone()))
-            before = scales[i]
-        shown[:, i] = codes[:, i]
+    for where, scale in zip(guided, scales, strict=True):
+        value = codes[:, where]
+        if bool(value.isnan().all()):
+            continue
+        if scale != before:
+            total.append((before - scale, shown.clone()))
+            before = scale
+        shown[:, where] = value
     return [*total, (before, shown)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,77 @@ class Attribute:
     Parameters
     ----------
     name
-        Its name, a column of ``adata.obs``.
+        Its name, such as a column of ``adata.obs``.
     n_categories
         Number of categories; ``None`` for a numeric attribute.
+    size
+        Columns it takes in the codes. A numeric attribute with several is a vector; a categorical one with several is
+        a set of up to ``size / 2`` categories: their numbers (NaN for an empty place), then the weight of each.
+    n_features
+        For a set: size of the feature vectors that are known of its categories, such as the user's gene embedding.
+    fixed
+        Part of where a cell starts rather than of what is asked for: never hidden in training, and shown to the network
+        whatever the guidance.
     """
 
     name: str
     n_categories: int | None = None
+    size: int = 1
+    n_features: int = 0
+    fixed: bool = False
+
+
+def columns(attributes: Sequence[Attribute]) -> list[slice]:
+    """Where each attribute stands in a table of codes."""
+    ends = list(accumulate(a.size for a in attributes))
+    return [slice(end - a.size, end) for a, end in zip(attributes, ends, strict=True)]
+
+
+def not_given(codes: Tensor, attributes: Sequence[Attribute]) -> Tensor:
+    """Which attributes of which cells are not given, ``(n, n_attributes)``: those whose codes are all NaN."""
+    parts = [codes[:, c].isnan().all(1) for c in columns(attributes)]
+    return torch.stack(parts, 1) if parts else codes.new_zeros(len(codes), 0, dtype=torch.bool)
+
+
+class SetEmbedding(nn.Module):
+    """Weighted mean of the embeddings of the members of a set; that of the empty set is zero.
+
+    The embedding of a category is a row of a table plus a linear map of its features. Where there are features the
+    table starts at zero, so that a category which training never sees is told by its features alone.
+
+    Parameters
+    ----------
+    n_categories
+        Number of categories.
+    n_features
+        Size of a category's feature vector, may be 0; the vectors themselves are the buffer ``features``.
+    width
+        Size of an embedding.
+    """
+
+    features: Tensor
+
+    def __init__(self, n_categories: int, n_features: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(n_categories, width)
+        self.register_buffer("features", torch.zeros(n_categories, n_features))
+        self.project = nn.Linear(n_features, width, bias=False) if n_features else None
+        if n_features:
+            nn.init.zeros_(self.table.weight)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        members, weights = codes.chunk(2, dim=1)
+        present = ~members.isnan()
+        members = members.nan_to_num(0.0).long()
+        embedded = self.table(members)
+        if self.project is not None:
+            embedded = embedded + self.project(self.features[members])
+        weights = (weights * present).nan_to_num(0.0)
+        return (weights[..., None] * embedded).sum(1) / present.sum(1, keepdim=True).clamp_min(1)
 
 
 class ConditionEncoder(nn.Module):
-    """Sum of one embedding an attribute: codes of shape ``(n, n_attributes)`` to ``(n, width)``.
+    """Sum of one embedding an attribute: codes of shape ``(n, n_columns)`` to ``(n, width)``.
 
     A code is a category number, or a standardised value for a numeric attribute; NaN means "not
     given" and selects the attribute's null vector. The null vectors are parameters of their own and no
@@ -43,32 +104,49 @@ class ConditionEncoder(nn.Module):
     def __init__(self, attributes: Sequence[Attribute], width: int) -> None:
         super().__init__()
         self.attributes = tuple(attributes)
-        self.embeddings = nn.ModuleList(
-            [
-                TimeEmbedding(width, n_frequencies=16, max_frequency=8.0)
-                if a.n_categories is None
-                else nn.Embedding(a.n_categories, width)
-                for a in self.attributes
-            ]
-        )
+        self.embeddings = nn.ModuleList([_embedding(a, width) for a in self.attributes])
         self.null = nn.Parameter(torch.randn(len(self.attributes), width))
 
     def forward(self, codes: Tensor) -> Tensor:
         total = torch.zeros(len(codes), self.null.shape[1], device=codes.device, dtype=self.null.dtype)
-        missing = codes.isnan()
-        filled = codes.nan_to_num(0.0)
-        for i, (attribute, embed) in enumerate(zip(self.attributes, self.embeddings, strict=True)):
-            value = filled[:, i] if attribute.n_categories is None else filled[:, i].long()
+        missing = not_given(codes, self.attributes)
+        for i, (a, where, embed) in enumerate(
+            zip(self.attributes, columns(self.attributes), self.embeddings, strict=True)
+        ):
+            value = codes[:, where]
+            if not isinstance(embed, SetEmbedding):
+                value = value.nan_to_num(0.0)
+                value = value[:, 0] if a.size == 1 else value
+                value = value if a.n_categories is None else value.long()
             total = total + torch.where(missing[:, i, None], self.null[i], embed(value))
         return total
 
 
-def drop_conditions(codes: Tensor, each: float, all_at_once: float, generator: torch.Generator | None = None) -> Tensor:
+def _embedding(attribute: Attribute, width: int) -> nn.Module:
+    if attribute.n_categories is None:
+        if attribute.size > 1:
+            return nn.Linear(attribute.size, width)
+        return TimeEmbedding(width, n_frequencies=16, max_frequency=8.0)
+    if attribute.size > 1:
+        return SetEmbedding(attribute.n_categories, attribute.n_features, width)
+    return nn.Embedding(attribute.n_categories, width)
+
+
+def drop_conditions(
+    codes: Tensor,
+    attributes: Sequence[Attribute],
+    each: float,
+    all_at_once: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Replace codes by NaN at random, per cell: each attribute on its own, and all of them together.
 
     Dropping cell by cell rather than batch by batch is what lets every subset of attributes be given
-    at generation (classifier-free guidance, Ho and Salimans 2022).
+    at generation (classifier-free guidance, Ho and Salimans 2022). Fixed attributes are left as they are.
     """
-    drop = torch.rand(codes.shape, generator=generator) < each
-    drop |= torch.rand(len(codes), 1, generator=generator) < all_at_once
+    n = len(codes)
+    drop = torch.rand((n, len(attributes)), generator=generator) < each
+    drop |= torch.rand(n, 1, generator=generator) < all_at_once
+    drop &= torch.tensor([not a.fixed for a in attributes], dtype=torch.bool)
+    drop = drop.repeat_interleave(torch.tensor([a.size for a in attributes], dtype=torch.long), dim=1)
     return codes.masked_fill(drop.to(codes.device), float("nan"))

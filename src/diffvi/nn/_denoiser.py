@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diffvi._exceptions import one_of
 
-from ._backbones import BACKBONES
+from ._backbones import BACKBONES, MLP
 from ._conditions import Attribute, ConditionEncoder
 from ._time import TimeEmbedding
 
@@ -25,6 +25,8 @@ class Denoiser(nn.Module):
         ``"dit"`` or ``"mlp"``.
     width
         Width of the backbone and of the conditioning vector; ``None`` for the backbone's default.
+    head
+        Add a head that predicts the mean of the state from the conditions alone: see :meth:`mean`.
     **backbone_kwargs
         Passed to :class:`DiT` or :class:`ResidualMLP`.
     """
@@ -35,6 +37,7 @@ class Denoiser(nn.Module):
         attributes: Sequence[Attribute] = (),
         backbone: str = "dit",
         width: int | None = None,
+        head: bool = False,
         **backbone_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -43,6 +46,14 @@ class Denoiser(nn.Module):
         self.conditions = ConditionEncoder(attributes, width)
         self.activation = nn.SiLU()
         self.backbone = BACKBONES[backbone](d, width=width, **backbone_kwargs)
+        self.head = nn.Sequential(nn.SiLU(), MLP(width, 2 * width, 0.0), nn.SiLU(), nn.Linear(width, d)) if head else None
+        if self.head is not None:
+            for parameter in self.head[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
         return self.backbone(x, self.activation(self.time(t.expand(len(x))) + self.conditions(codes)))
+
+    def mean(self, codes: Tensor) -> Tensor | None:
+        """The head's prediction, zero before training; ``None`` where there is no head."""
+        return None if self.head is None else self.head(self.conditions(codes))

@@ -1,0 +1,296 @@
+"""Stage 2 of the perturbation model: pairs, measured effects, and the examples that the networks are trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from sklearn.decomposition import PCA
+
+from diffvi.data import LatentData, PerturbationCoder, TrainingTable, Treatment
+from diffvi.module import EffectProcess, Responses
+from diffvi.process import pair_sources
+
+POPULATION = "control_population"
+"""Name of the attribute with the mean state of the control cells of a cell's context."""
+
+PSEUDOCOUNT = 0.05
+"""Added to mean counts, at the median library of the training cells, before the logarithm of their ratio is taken."""
+
+MAX_CONTROLS = 5_000
+"""Control cells that a model remembers, to say what a perturbation does without data."""
+
+MAX_PAIRS = 100_000
+"""Pairs of control and perturbed cells that a model remembers."""
+
+
+@dataclass
+class Measured:
+    """Log ratios of mean expression, perturbed over control, as measured on training cells.
+
+    Parameters
+    ----------
+    log_ratio, variance
+        Mean over contexts, and the square of its standard error, ``(n_treatments, n_genes)``.
+    """
+
+    log_ratio: np.ndarray
+    variance: np.ndarray
+
+
+class PerturbationTrainingMixin:
+    """Turns latents of control and perturbed cells into pairs, effects and training examples."""
+
+    module: Any
+    vocabulary: Any
+    registry_: dict[str, Any]
+    adata_manager: Any
+    responses_: dict[str, Any] | None
+    measured_: dict[str, Any] | None
+    controls_: dict[str, Any] | None
+    control_means_: dict[tuple[int, ...], np.ndarray]
+    perturbed_contexts_: list[tuple[int, ...]]
+
+    # ---------------------------------------------------------------- cells, treatments, contexts
+
+    @property
+    def _coder(self) -> PerturbationCoder:
+        return self.vocabulary.coder(self.perturbation_key)  # type: ignore[attr-defined]
+
+    def _treatments(self, codes: np.ndarray) -> list[Treatment | None]:
+        return self._coder.decode(codes[:, self.vocabulary.columns[self.perturbation_key]])  # type: ignore[attr-defined]
+
+    @property
+    def _context_columns(self) -> list[int]:
+        """Columns of the codes whose combinations are the contexts."""
+        setup = self.registry_["setup_args"]
+        keys = setup.get("context_keys")
+        keys = [setup.get("batch_key"), setup.get("labels_key")] if keys is None else keys
+        categorical = set(self.vocabulary.categorical)
+        found = [self.vocabulary.columns[key].start for key in keys if key in self.vocabulary.columns]
+        return [column for column in found if column in categorical]
+
+    def _contexts(self, codes: np.ndarray) -> list[tuple[int, ...]]:
+        """The context of each cell: its category numbers, -1 where it has none."""
+        values = np.nan_to_num(codes[:, self._context_columns], nan=-1).astype(int)
+        return list(map(tuple, values.tolist()))
+
+    # ---------------------------------------------------------------- what training remembers
+
+    def _training_rows(
+        self, latents: LatentData, table: TrainingTable, split: list[np.ndarray]
+    ) -> tuple[LatentData, list[np.ndarray]]:
+        """Every cell as it is, and every perturbed cell as a change of a control cell of its context."""
+        prior = self.module.prior
+        state = (latents.mean - _numpy(prior.shift)) / _numpy(prior.scale)
+        treatments, contexts = self._treatments(latents.codes), self._contexts(latents.codes)
+        training = np.zeros(len(state), bool)
+        training[split[0]] = True
+        is_control = np.array([t == () for t in treatments])
+        groups: dict[tuple[tuple[int, ...], Treatment], list[int]] = {}
+        for i, (treatment, context) in enumerate(zip(treatments, contexts, strict=True)):
+            if treatment:
+                groups.setdefault((context, treatment), []).append(i)
+        number = {c: j for j, c in enumerate(sorted(set(contexts)))}
+        keys = np.array([number[c] for c in contexts])
+        controls = {c: np.flatnonzero(is_control & training & (keys == j)) for c, j in number.items()}
+        self.perturbed_contexts_ = sorted({c for (c, _), rows in groups.items() if training[rows].any()})
+        self.control_means_ = {c: latents.mean[rows].mean(0) for c, rows in controls.items() if len(rows)}
+
+        target, source = [], []
+        for (context, _), rows in groups.items():
+            if len(pool := controls[context]):
+                picked = pair_sources(state[pool], state[rows], self.pairing)  # type: ignore[attr-defined]
+                target.append(np.array(rows))
+                source.append(pool[picked])
+        targets, sources = (np.concatenate(v) if v else np.zeros(0, int) for v in (target, source))
+        pool = np.concatenate(list(controls.values()))
+        pool = np.sort(np.random.default_rng(0).permutation(pool)[:MAX_CONTROLS])
+        self.controls_ = {"state": latents.mean[pool], **vars(table.subset(pool))}
+        self._remember(state, treatments, groups, controls, training, targets, sources)
+
+        extra = prior.origin.stop - latents.codes.shape[1]
+        codes = np.pad(latents.codes, ((0, 0), (0, extra)), constant_values=np.nan)
+        paired = self._paired_codes(
+            latents.mean[sources], [treatments[i] for i in targets], [contexts[i] for i in targets]
+        )
+        rows = LatentData(
+            np.concatenate([latents.mean, latents.mean[targets]]),
+            np.concatenate([latents.scale, np.zeros_like(latents.scale[targets])]),
+            np.concatenate([codes, paired]).astype(np.float32),
+        )
+        new = len(state) + np.arange(len(targets))
+        parts = [np.concatenate([part, new[np.isin(targets, part)]]) for part in split]
+        return rows, parts
+
+    def _paired_codes(
+        self, start: np.ndarray, treatments: list[Treatment | None], contexts: list[tuple[int, ...]]
+    ) -> np.ndarray:
+        """Codes of cells that start from ``start``: treatment, control population and origin, which is the cell moved by
+        what training says of the treatment.
+
+        Labels and batches are left out: what counts of them is in the start and the population, which a context that no
+        perturbed cell was seen in has too.
+        """
+        prior = self.module.prior
+        codes = np.full((len(start), prior.origin.stop), np.nan, dtype=np.float32)
+        columns = self.vocabulary.columns[self.perturbation_key]  # type: ignore[attr-defined]
+        codes[:, columns] = self._coder.encode(treatments)
+        if self.condition_on_population:  # type: ignore[attr-defined]
+            unknown = np.full(start.shape[1], np.nan)
+            population = np.array([self.control_means_.get(c, unknown) for c in contexts]).reshape(start.shape)
+            population = (population - _numpy(prior.shift)) / _numpy(prior.scale)
+            codes[:, prior.origin.start - start.shape[1] : prior.origin.start] = population
+        origin = start.copy()
+        if self.additive and len(start):  # type: ignore[attr-defined]
+            d = start.shape[1] - 1
+            shift, scale = _numpy(prior.shift)[:d], _numpy(prior.scale)[:d]
+            moves = self._responses.shifts((start[:, :d] - shift) / scale, [t or () for t in treatments])
+            origin[:, :d] += moves * scale * self._gains(contexts)[:, None]
+        codes[:, prior.origin] = origin
+        return codes
+
+    def _gains(self, contexts: list[tuple[int, ...]]) -> np.ndarray:
+        """Factors on the measured effects: :attr:`transfer_gain` where no perturbed cell was seen."""
+        seen = set(self.perturbed_contexts_)
+        return np.array([1.0 if c in seen else self.transfer_gain for c in contexts])  # type: ignore[attr-defined]
+
+    @property
+    def _responses(self) -> Responses:
+        """The remembered responses, made once from what is saved."""
+        held = self.__dict__.get("_held_responses")
+        if held is None or held[0] is not self.responses_:
+            assert self.responses_ is not None
+            held = self.__dict__["_held_responses"] = (self.responses_, Responses.from_dict(self.responses_))
+        return held[1]
+
+    def _remember(
+        self,
+        state: np.ndarray,
+        treatments: list[Treatment | None],
+        groups: dict[tuple[tuple[int, ...], Treatment], list[int]],
+        controls: dict[tuple[int, ...], np.ndarray],
+        training: np.ndarray,
+        targets: np.ndarray,
+        sources: np.ndarray,
+    ) -> None:
+        """Measure the effects on the training cells, fit the process, keep the pairs."""
+        coder, d = self._coder, state.shape[1] - 1
+        x, library = self._shares()
+        known = sorted({t for (c, t), rows in groups.items() if len(controls[c]) and training[rows].any()})
+        place = {t: i for i, t in enumerate(known)}
+        halves = np.random.default_rng(0).random(len(state)) < 0.5
+        tables = {}
+        for name, mask in (("all", training), ("half", training & halves), ("other", training & ~halves)):
+            tables[name] = _measure(state[:, :d], x, library, groups, controls, place, mask)
+        effects, noise, measured = tables["all"]
+        mine = training[targets]
+        change = (state[targets] - state[sources])[mine, :d]
+        which = np.array([place[treatments[i]] for i in targets[mine]], dtype=int)  # type: ignore[index]
+        kept = np.arange(len(which))
+        if len(which) > MAX_PAIRS:
+            kept = np.sort(np.random.default_rng(0).choice(len(which), MAX_PAIRS, replace=False))
+        features = self._features_of(known, effects, measured)
+        scale = {"dose_unit": coder.dose_unit, "max_dose": coder.max_dose}
+        process = EffectProcess(known, effects, noise, **scale, features=features, shrink=self.shrink)  # type: ignore[attr-defined]
+        responses = Responses(
+            process,
+            state[sources][mine, :d][kept].astype(np.float32),
+            change[kept].astype(np.float32),
+            which[kept],
+            self.n_neighbors,  # type: ignore[attr-defined]
+        )
+        self.responses_ = responses.to_dict()
+        self.measured_ = {
+            "log_ratio": measured.log_ratio.astype(np.float32),
+            "variance": measured.variance.astype(np.float32),
+            "library": library,
+            "half_effects": tables["half"][0],
+            "half_log_ratio": tables["half"][2].log_ratio.astype(np.float32),
+            "half_variance": tables["half"][2].variance.astype(np.float32),
+            "other_log_ratio": tables["other"][2].log_ratio.astype(np.float32),
+            "other_variance": tables["other"][2].variance.astype(np.float32),
+        }
+        self._calibrate()  # type: ignore[attr-defined]
+
+    def _features_of(self, known: list[Treatment], effects: np.ndarray, measured: Measured) -> dict[str, np.ndarray]:
+        """Features of single perturbations: the user's for the process; measured ones only for the networks."""
+        coder = self._coder
+        if self.perturbation_encoder == "effects":  # type: ignore[attr-defined]
+            # Strongest dose of each single perturbation; one that was only seen in combinations has none.
+            n = min(effects.shape[1], *measured.log_ratio.shape)
+            scores = PCA(n, random_state=0).fit_transform(measured.log_ratio)
+            scores = scores / max(float(scores.std()), 1e-12)
+            table = np.zeros((len(coder.members), effects.shape[1]))
+            for row, treatment in enumerate(known):
+                if len(treatment) == 1:
+                    table[coder.members.index(treatment[0][0]), :n] = scores[row]
+            self._set_features(table)  # type: ignore[attr-defined]
+        embedding = self.perturbation_embedding  # type: ignore[attr-defined]
+        if embedding is None:
+            return {}
+        return {
+            name: row / np.sqrt(len(row))
+            for name, row in zip(coder.members, np.asarray(embedding, float), strict=True)
+            if np.isfinite(row).all()
+        }
+
+    def _shares(self) -> tuple[sparse.csr_matrix, float]:
+        """Counts of the training data as shares of each cell's library, and the median library."""
+        counts = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        counts = sparse.csr_matrix(counts[:] if not sparse.issparse(counts) else counts, dtype=np.float64)
+        library = np.asarray(counts.sum(1)).ravel()
+        return sparse.diags_array(1 / np.maximum(library, 1)) @ counts, float(np.median(library))
+
+
+def _measure(
+    z: np.ndarray,
+    shares: sparse.csr_matrix,
+    library: float,
+    groups: dict[tuple[tuple[int, ...], Treatment], list[int]],
+    controls: dict[tuple[int, ...], np.ndarray],
+    place: dict[Treatment, int],
+    mask: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, Measured]:
+    """Latent effect and its noise, and log ratios of expression, for each treatment: within contexts, then over them."""
+    n, d, n_genes = len(place), z.shape[1], shares.shape[1]
+    effect, noise, weight = np.zeros((n, d)), np.zeros((n, d)), np.zeros(n)
+    ratio, variance = np.zeros((n, n_genes)), np.zeros((n, n_genes))
+    base = {c: _moments(z[rows[mask[rows]]], shares[rows[mask[rows]]], library) for c, rows in controls.items()}
+    for (context, treatment), rows in groups.items():
+        mine = np.array(rows)[mask[rows]]
+        if treatment not in place or not len(mine) or base[context] is None:
+            continue
+        mean0, se0, log0, v0 = base[context]
+        mean1, se1, log1, v1 = _moments(z[mine], shares[mine], library)
+        i, w = place[treatment], len(mine)
+        effect[i] += w * (mean1 - mean0)
+        noise[i] += w**2 * (se0 + se1)
+        ratio[i] += w * (log1 - log0)
+        variance[i] += w**2 * (v0 + v1)
+        weight[i] += w
+    weight = np.maximum(weight, 1e-12)[:, None]
+    missing = weight[:, 0] < 1
+    variance[missing], noise[missing] = np.inf, np.inf
+    effect, ratio = effect / weight, ratio / weight
+    return effect, (noise / weight**2).mean(1), Measured(ratio, variance / weight**2)
+
+
+def _moments(z: np.ndarray, shares: Any, library: float) -> Any:
+    """Mean latent and its squared error, log mean expression and its variance; ``None`` for no cells."""
+    n = len(z)
+    if n == 0:
+        return None
+    mean = library * np.asarray(shares.mean(0)).ravel()
+    squares = library**2 * np.asarray(shares.multiply(shares).mean(0)).ravel()
+    spread = z.var(0, ddof=1) / n if n > 1 else np.full(z.shape[1], 1.0)
+    # A gene that no cell has was not measured to be exactly absent: at least the variance of a Poisson count.
+    counts = np.maximum((squares - mean**2) * n / max(n - 1, 1), np.maximum(mean, 1 / n)) / n
+    return z.mean(0), spread, np.log(mean + PSEUDOCOUNT), counts / (mean + PSEUDOCOUNT) ** 2
+
+
+def _numpy(x: Any) -> np.ndarray:
+    return x.detach().cpu().numpy()

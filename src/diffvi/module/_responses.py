@@ -1,0 +1,91 @@
+"""How control cells respond to the treatments of the training data, and to others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+
+from diffvi.data import Treatment
+
+from ._effects import EffectProcess, EffectWeights
+
+LEAST_WEIGHT = 0.05
+"""A training treatment that counts less than this in a prediction adds its mean effect, not how it differs by cell."""
+
+
+@dataclass
+class Responses:
+    """Latent changes of control cells, remembered from training.
+
+    A prediction for a cell is a weighted sum over training treatments (see :class:`EffectProcess`) of the mean effect of
+    each, plus how the responses of the cells most like it differ from that mean. With a treatment seen in several
+    contexts, the contexts whose control cells are near thereby count most.
+
+    Parameters
+    ----------
+    process
+        Mean effects and the weights of a prediction.
+    source, change, treatment
+        Pairs of a control and a treated cell: latent of the control ``(n_pairs, d)``, difference ``(n_pairs, d)``, row
+        of the treatment in ``process.treatments``, all in standardised units.
+    n_neighbors
+        Pairs that count as alike; 0 for mean effects alone.
+    """
+
+    process: EffectProcess
+    source: np.ndarray
+    change: np.ndarray
+    treatment: np.ndarray
+    n_neighbors: int = 100
+    _searches: dict[int, Any] = field(default_factory=dict, repr=False)
+
+    def predict(self, treatments: Sequence[Treatment]) -> EffectWeights:
+        """Weights and variances: see :meth:`EffectProcess.predict`."""
+        return self.process.predict(treatments)
+
+    def shift(self, z: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Change of control cells at ``z`` of shape ``(n, d)`` under one weighting of the training treatments."""
+        change = np.broadcast_to(weights @ self.process.effects, z.shape).copy()
+        for row in np.flatnonzero(np.abs(weights) > LEAST_WEIGHT):
+            change += weights[row] * self._deviation(int(row), z)
+        return change
+
+    def shifts(self, z: np.ndarray, treatments: Sequence[Treatment]) -> np.ndarray:
+        """Change of each cell under its own treatment, ``(n, d)``."""
+        unique = sorted(set(treatments))
+        number = {t: i for i, t in enumerate(unique)}
+        which = np.array([number[t] for t in treatments], dtype=int)
+        predicted = self.predict(unique)
+        out = np.zeros_like(z)
+        for i, treatment in enumerate(unique):
+            if treatment:
+                out[which == i] = self.shift(z[which == i], predicted.weights[i])
+        return out
+
+    def _deviation(self, row: int, z: np.ndarray) -> np.ndarray | float:
+        """How the pairs near ``z`` differ from the mean response to a treatment."""
+        if row not in self._searches:
+            mine = np.flatnonzero(self.treatment == row)
+            few = self.n_neighbors < 1 or len(mine) <= self.n_neighbors
+            search = None if few else NearestNeighbors(n_neighbors=self.n_neighbors).fit(self.source[mine])
+            self._searches[row] = (mine, search)
+        mine, search = self._searches[row]
+        if search is None or len(z) == 0:
+            return 0.0
+        near = search.kneighbors(z, return_distance=False)
+        change = self.change[mine]
+        return change[near].mean(1) - change.mean(0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that can be saved."""
+        names = ("source", "change", "treatment", "n_neighbors")
+        return {"process": self.process.to_dict(), **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Responses:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{**values, "process": EffectProcess(**values["process"])})
