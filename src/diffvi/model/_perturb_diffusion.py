@@ -118,7 +118,7 @@ class PerturbDiffusion(
         shrink: bool = True,
         n_neighbors: int = 100,
         transfer_gain: float = 1.15,
-        head_weight: float = 1.0,
+        head_weight: float = 0.0,
         condition_on_population: bool = True,
         rate_offset: bool = False,
         **vae_kwargs: Any,

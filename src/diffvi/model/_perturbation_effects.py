@@ -63,11 +63,9 @@ class PerturbationEffectsMixin:
         if groupby is not None:
             names = [n for n, e in self.vocabulary.entries.items() if "categories" in e]
             groups = self.vocabulary.decode(table.codes)[one_of("groupby", groupby, names)].astype(object).to_numpy()
-        for group in pd.unique(groups):
-            rows = np.flatnonzero(groups == group) if pd.notna(group) else np.array([], int)
-            if len(rows):
-                rows = np.sort(np.random.default_rng(0).permutation(rows)[:n_cells])
-                yield group, state[rows], table.subset(rows)
+        for group in sorted(set(groups[pd.notna(groups)])):
+            rows = np.random.default_rng(0).permutation(np.flatnonzero(groups == group))[:n_cells]
+            yield group, state[np.sort(rows)], table.subset(np.sort(rows))
 
     @torch.inference_mode()
     def _mean_counts(self, state: np.ndarray, table: TrainingTable) -> np.ndarray:

@@ -348,11 +348,11 @@ def _summary(draws: list[dict[str, Any]], start: np.ndarray) -> dict[str, Any]:
     """Mean and standard deviation over draws, by the law of total variance; the counts of the first."""
     means = np.stack([d["mean"] for d in draws])
     variance = np.mean([d["variance"] for d in draws], axis=0) + means.var(0)
-    latent = np.mean([d["latent"] for d in draws], axis=0)
+    delta = np.mean([d["latent"] - start for d in draws], axis=0)
     return {
         "counts": draws[0]["counts"],
         "mean": means.mean(0),
         "std": np.sqrt(variance),
-        "latent": latent,
-        "delta": latent - start,
+        "latent": start + delta,
+        "delta": delta,
     }

@@ -56,7 +56,7 @@ def check_perturbations(
         raise InvalidInputError(f"`perturbation_key`: {key!r} has no value (NaN) for {n_missing} of {adata.n_obs} cells.")
     is_control = np.array([t == () for t in treatments])
     if not is_control.any():
-        known = listed(adata.obs[key].astype(str).unique(), 6) if key in adata.obs else "no row of zeros"
+        known = listed(sorted(adata.obs[key].astype(str).unique()), 6) if key in adata.obs else "no row of zeros"
         raise InvalidInputError(f"`control`: no cell has the perturbation {control!r}; {key!r} has {known}.")
     if is_control.all():
         raise InvalidInputError(f"`perturbation_key`: all cells are control cells ({control!r}).")

@@ -10,6 +10,7 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 from sklearn.decomposition import PCA
 
+from diffvi._exceptions import InvalidInputError
 from diffvi.data import LatentData, PerturbationCoder, TrainingTable, Treatment
 from diffvi.module import EffectProcess, Responses
 from diffvi.process import pair_sources
@@ -45,7 +46,9 @@ class PerturbationTrainingMixin:
     """Turns latents of control and perturbed cells into pairs, effects and training examples."""
 
     module: Any
+    adata: Any
     vocabulary: Any
+    replay_: dict[str, Any] | None
     registry_: dict[str, Any]
     adata_manager: Any
     responses_: dict[str, Any] | None
@@ -87,18 +90,22 @@ class PerturbationTrainingMixin:
         prior = self.module.prior
         state = (latents.mean - _numpy(prior.shift)) / _numpy(prior.scale)
         treatments, contexts = self._treatments(latents.codes), self._contexts(latents.codes)
+        # Cells that a reference's prior has drawn after surgery have no counts of their own.
+        n_cells = self.adata.n_obs
         training = np.zeros(len(state), bool)
         training[split[0]] = True
-        is_control = np.array([t == () for t in treatments])
+        is_control = np.array([t == () for t in treatments]) & (np.arange(len(state)) < n_cells)
         groups: dict[tuple[tuple[int, ...], Treatment], list[int]] = {}
-        for i, (treatment, context) in enumerate(zip(treatments, contexts, strict=True)):
+        for i, (treatment, context) in enumerate(zip(treatments[:n_cells], contexts[:n_cells], strict=True)):
             if treatment:
                 groups.setdefault((context, treatment), []).append(i)
         number = {c: j for j, c in enumerate(sorted(set(contexts)))}
         keys = np.array([number[c] for c in contexts])
         controls = {c: np.flatnonzero(is_control & training & (keys == j)) for c, j in number.items()}
-        self.perturbed_contexts_ = sorted({c for (c, _), rows in groups.items() if training[rows].any()})
-        self.control_means_ = {c: latents.mean[rows].mean(0) for c, rows in controls.items() if len(rows)}
+        before = {} if self.replay_ is None else self.control_means_
+        known = set() if self.replay_ is None else set(self.perturbed_contexts_)
+        self.perturbed_contexts_ = sorted(known | {c for (c, _), rows in groups.items() if training[rows].any()})
+        self.control_means_ = before | {c: latents.mean[rows].mean(0) for c, rows in controls.items() if len(rows)}
 
         target, source = [], []
         for (context, _), rows in groups.items():
@@ -109,7 +116,8 @@ class PerturbationTrainingMixin:
         targets, sources = (np.concatenate(v) if v else np.zeros(0, int) for v in (target, source))
         pool = np.concatenate(list(controls.values()))
         pool = np.sort(np.random.default_rng(0).permutation(pool)[:MAX_CONTROLS])
-        self.controls_ = {"state": latents.mean[pool], **vars(table.subset(pool))}
+        if len(pool):
+            self.controls_ = {"state": latents.mean[pool], **vars(table.subset(pool))}
         self._remember(state, treatments, groups, controls, training, targets, sources)
 
         extra = prior.origin.stop - latents.codes.shape[1]
@@ -164,7 +172,8 @@ class PerturbationTrainingMixin:
         held = self.__dict__.get("_held_responses")
         if held is None or held[0] is not self.responses_:
             assert self.responses_ is not None
-            held = self.__dict__["_held_responses"] = (self.responses_, Responses.from_dict(self.responses_))
+            values = {k: v for k, v in self.responses_.items() if k not in ("shift", "scale")}
+            held = self.__dict__["_held_responses"] = (self.responses_, Responses.from_dict(values))
         return held[1]
 
     def _remember(
@@ -203,18 +212,35 @@ class PerturbationTrainingMixin:
             which[kept],
             self.n_neighbors,  # type: ignore[attr-defined]
         )
-        self.responses_ = responses.to_dict()
-        self.measured_ = {
-            "log_ratio": measured.log_ratio.astype(np.float32),
-            "variance": measured.variance.astype(np.float32),
-            "library": library,
-            "half_effects": tables["half"][0],
-            "half_log_ratio": tables["half"][2].log_ratio.astype(np.float32),
-            "half_variance": tables["half"][2].variance.astype(np.float32),
-            "other_log_ratio": tables["other"][2].log_ratio.astype(np.float32),
-            "other_variance": tables["other"][2].variance.astype(np.float32),
-        }
+        held: dict[str, Any] = {"log_ratio": measured.log_ratio, "variance": measured.variance}
+        held |= {"half_effects": tables["half"][0]}
+        for name in ("half", "other"):
+            held |= {f"{name}_log_ratio": tables[name][2].log_ratio, f"{name}_variance": tables[name][2].variance}
+        unit = {"shift": _numpy(self.module.prior.shift)[:d].copy(), "scale": _numpy(self.module.prior.scale)[:d].copy()}
+        if self.replay_ is not None and self.responses_ is not None:
+            responses, held = self._with_reference(responses, held, unit)
+        if not len(responses.process.treatments):
+            raise InvalidInputError("`adata`: no perturbed cell has control cells of its context in the training split.")
+        self.responses_ = {**responses.to_dict(), **unit}
+        self.measured_ = {name: np.asarray(value, dtype=np.float32) for name, value in held.items()} | {"library": library}
         self._calibrate()  # type: ignore[attr-defined]
+
+    def _with_reference(
+        self, responses: Responses, held: dict[str, Any], unit: dict[str, np.ndarray]
+    ) -> tuple[Responses, dict[str, Any]]:
+        """After surgery: the reference's treatments too, where the query has none of its own."""
+        assert self.responses_ is not None
+        assert self.measured_ is not None
+        ratio = self.responses_["scale"] / unit["scale"]
+        offset = (self.responses_["shift"] - unit["shift"]) / unit["scale"]
+        joined, taken = responses.joined(self._responses, ratio, offset)
+        held = dict(held)
+        for name in held:
+            # What was measured on halves of the reference's cells is not kept: an infinite variance.
+            old = self.measured_.get(name, np.full_like(self.measured_["log_ratio"], np.inf))[taken]
+            width = np.shape(held[name])[1]
+            held[name] = np.concatenate([held[name], old[:, :width]])
+        return joined, held
 
     def _features_of(self, known: list[Treatment], effects: np.ndarray, measured: Measured) -> dict[str, np.ndarray]:
         """Features of single perturbations: the user's for the process; measured ones only for the networks."""

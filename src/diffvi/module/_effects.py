@@ -54,8 +54,8 @@ class EffectProcess:
         k(t, t') = s_t s_{t'} \sum_{i \in t} \sum_{j \in t'} \tau^2 \left[\rho + (1 - \rho) r_{ij}\right] \min(w_i, w_j)
                    + \kappa^2 \tau^2 |t| \, 1[t = t', |t| > 1]
 
-    with :math:`r_{ij} = \lambda e^{-|f_i - f_j|^2 / 2 \ell^2} + (1 - \lambda) 1[i = j]` (features), :math:`s_t = 1` for
-    singles and the combination scale for combinations. Every measured effect has its own noise. So a treatment that was
+    with :math:`r_{ij} = \lambda [(1 - \omega) e^{-|f_i - f_j|^2 / 2 \ell^2} + \omega f_i^T f_j] + (1 - \lambda) 1[i = j]` for
+    features of mean length one (kernel ridge on them, linear and not), :math:`s_t = 1` for singles and the combination scale for combinations. Every measured effect has its own noise. So a treatment that was
     measured well is predicted by its measurement, one measured badly is drawn to what its parts, its neighbours and the
     mean effect say, a combination that was not measured is the scaled sum of its parts, and an unknown perturbation
     has the mean effect and a large variance. Hyperparameters maximise the marginal likelihood under weak priors.
@@ -87,11 +87,13 @@ class EffectProcess:
     shrink: bool = True
     params: dict[str, float] = field(default_factory=dict)
 
-    DEFAULTS = {"tau2": 1.0, "rho": 0.2, "scale": 1.0, "kappa2": 0.1, "lam": 0.5, "length": 1.0}
+    DEFAULTS = {"tau2": 1.0, "rho": 0.2, "scale": 1.0, "kappa2": 0.1, "lam": 0.5, "length": 1.0, "omega": 0.5}
 
     def __post_init__(self) -> None:
         self.noise = np.maximum(np.asarray(self.noise, float), 1e-8)
         self.known = {part for t in self.treatments for part, _ in t}
+        lengths = [float(np.linalg.norm(f)) for f in self.features.values()]
+        self._norm = float(np.sqrt(np.mean(np.square(lengths)))) or 1.0 if lengths else 1.0
         self._length = self._median_distance()
         if not self.params:
             self.params = self._fit()
@@ -105,7 +107,7 @@ class EffectProcess:
         return np.log1p(doses / self.dose_unit) / np.log1p(self.max_dose / self.dose_unit)
 
     def _median_distance(self) -> float:
-        vectors = np.array([self.features[p] for p in sorted(self.known) if p in self.features])
+        vectors = np.array([self.features[p] for p in sorted(self.known) if p in self.features]) / self._norm
         if len(vectors) < 2:
             return 1.0
         distances = cdist(vectors, vectors)[np.triu_indices(len(vectors), 1)]
@@ -128,19 +130,20 @@ class EffectProcess:
             return np.zeros((len(a), len(b)))
         same = np.array([[float(x == y) for y, _ in items_b] for x, _ in items_a])
         if self.features:
-            alike = np.exp(-0.5 * (self._distances(items_a, items_b) / (p["length"] * self._length)) ** 2)
-            same = p["lam"] * np.nan_to_num(alike) + (1 - p["lam"]) * same
-            same[[[x == y for y, _ in items_b] for x, _ in items_a]] = 1.0
+            a, b = (self._vectors(items) for items in (items_a, items_b))
+            alike = (1 - p["omega"]) * np.exp(-0.5 * (cdist(a, b) / (p["length"] * self._length)) ** 2)
+            alike = np.nan_to_num(alike + p["omega"] * (a @ b.T))
+            # Perturbations without features resemble none but themselves.
+            bare = np.isnan(a[:, :1]) & np.isnan(b[:, 0])[None]
+            same = np.where(bare, same, p["lam"] * alike + (1 - p["lam"]) * same)
         doses = [self._weight(np.array([d for _, d in items])) for items in (items_a, items_b)]
         core = p["tau2"] * (p["rho"] + (1 - p["rho"]) * same) * np.minimum(doses[0][:, None], doses[1][None])
         return design_a @ core @ design_b.T
 
-    def _distances(self, items_a: Sequence[tuple[str, float]], items_b: Sequence[tuple[str, float]]) -> np.ndarray:
-        size = len(next(iter(self.features.values())))
-        unknown = np.full(size, np.nan)
-        a, b = (np.array([self.features.get(n, unknown) for n, _ in items], float) for items in (items_a, items_b))
-        squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-        return np.sqrt(np.where(np.isnan(squares), np.inf, np.maximum(squares, 0.0)))
+    def _vectors(self, items: Sequence[tuple[str, float]]) -> np.ndarray:
+        """Features of items at a mean length of one; NaN where there are none."""
+        unknown = np.full(len(next(iter(self.features.values()))), np.nan)
+        return np.array([self.features.get(name, unknown) for name, _ in items], dtype=float) / self._norm
 
     def _misfit(self, treatments: Sequence[Treatment], p: dict[str, float] | None = None) -> np.ndarray:
         p = p or self.params
@@ -156,7 +159,7 @@ class EffectProcess:
         if len(combined) >= 2:
             free += ["scale", "kappa2"]
         if len(self.features) >= 4:
-            free += ["lam", "length"]
+            free += ["lam", "length", "omega"]
         return free
 
     def _fit(self) -> dict[str, float]:
@@ -166,10 +169,10 @@ class EffectProcess:
         start = {**self.DEFAULTS, "tau2": float(max((y**2).mean() - noise.mean(), 0.05 * (y**2).mean(), 1e-6))}
         if "lam" not in free:
             start["lam"] = 0.5 if self.features else 0.0
-        transform = {"rho": _logit, "lam": _logit}
-        inverse = {"rho": _expit, "lam": _expit}
+        transform = dict.fromkeys(("rho", "lam", "omega"), _logit)
+        inverse = dict.fromkeys(transform, _expit)
         # Weak priors, as standard deviations on the transformed scale.
-        spread = {"tau2": 3.0, "rho": 1.5, "scale": 0.3, "kappa2": 1.5, "lam": 1.5, "length": 0.7}
+        spread = {"tau2": 3.0, "rho": 1.5, "scale": 0.3, "kappa2": 1.5, "lam": 1.5, "length": 0.7, "omega": 1.5}
         centre = np.array([transform.get(k, np.log)(start[k]) for k in free])
 
         def unpack(x: np.ndarray) -> dict[str, float]:

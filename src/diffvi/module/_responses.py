@@ -80,6 +80,34 @@ class Responses:
         change = self.change[mine]
         return change[near].mean(1) - change.mean(0)
 
+    def joined(self, others: Responses, ratio: np.ndarray, offset: np.ndarray) -> tuple[Responses, list[int]]:
+        """With the treatments of ``others`` that this one lacks, whose latents are ``ratio * z + offset`` in the units of
+        this one; also returns which of the others' treatments were taken.
+        """
+        mine, theirs = self.process, others.process
+        taken = [i for i, t in enumerate(theirs.treatments) if t not in set(mine.treatments)]
+        pairs = np.flatnonzero(np.isin(others.treatment, taken))
+        place = {old: len(mine.treatments) + new for new, old in enumerate(taken)}
+        process = EffectProcess(
+            **{
+                **mine.to_dict(),
+                "treatments": [*mine.treatments, *(theirs.treatments[i] for i in taken)],
+                "effects": np.concatenate([mine.effects, theirs.effects[taken] * ratio]),
+                "noise": np.concatenate([mine.noise, theirs.noise[taken] * float((ratio**2).mean())]),
+                "dose_unit": min(mine.dose_unit, theirs.dose_unit),
+                "max_dose": max(mine.max_dose, theirs.max_dose),
+                "params": {},
+            }
+        )
+        which = np.array([place[i] for i in others.treatment[pairs]], dtype=int)
+        return Responses(
+            process,
+            np.concatenate([self.source, others.source[pairs] * ratio + offset]),
+            np.concatenate([self.change, others.change[pairs] * ratio]),
+            np.concatenate([self.treatment, which]),
+            self.n_neighbors,
+        ), taken
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values that can be saved."""
         names = ("source", "change", "treatment", "n_neighbors")
