@@ -2,6 +2,13 @@
 
     python benchmarks/perturbation.py kang kang_ifnb_muscat.h5ad [--arms default resample ...] [--json out.json]
 
+    python benchmarks/perturbation.py folds norman2019_k562_subset.h5ad
+    python benchmarks/perturbation.py folds papalexi2021_thp1_subset.h5ad --context-key batch
+    python benchmarks/perturbation.py folds papalexi2021_thp1_subset.h5ad --guide-key guide
+
+    python benchmarks/perturbation.py simulator
+
+Folds: the splits and scores of `diffvi benchmark perturbation`; with `--guide-key` one guide of each gene is held out.
 Kang: each cell type held out in turn (its control cells kept, its stimulated cells removed). Expression is log-normalised to
 the median library; E-distance in 30 principal components of real and control cells; variance R2 on the 50 most changed genes.
 """
@@ -11,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 
 import anndata as ad
 import numpy as np
@@ -21,6 +29,11 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.metrics import r2_score
 
+from diffvi.benchmark._options import Options
+from diffvi.benchmark._perturbation_baselines import Additive, MatchingMean, MeanEffect, NoChange
+from diffvi.benchmark._tasks import Split, _perturbation_split, find_task
+from diffvi.datasets import simulate_perturbations
+from diffvi.metrics import log_normalise
 from diffvi.metrics._counts import dense
 from diffvi.metrics._perturbation import de_agreement
 from diffvi.model import PerturbDiffusion
@@ -36,6 +49,7 @@ ARMS: dict[str, tuple[dict, dict]] = {
     "no measured effects": ({"additive": False, "head_weight": 1.0}, {}),
     "no population": ({"condition_on_population": False}, {}),
     "no shrinkage": ({"shrink": False}, {}),
+    "pairs as they are": ({"n_smoothed": 1}, {}),
     "random pairs": ({"pairing": "random"}, {}),
     "effects encoder": ({"perturbation_encoder": "effects"}, {}),
     "resample": ({}, {"decode": "resample"}),
@@ -87,7 +101,11 @@ def kang(file: str, arms: list[str], seed: int) -> pd.DataFrame:
     rows = []
     for held in np.unique(types):
         real, control = x[(types == held) & stimulated], x[(types == held) & ~stimulated]
-        effects = [x[(types == t) & stimulated].mean(0) - x[(types == t) & ~stimulated].mean(0) for t in np.unique(types) if t != held]
+        effects = [
+            x[(types == t) & stimulated].mean(0) - x[(types == t) & ~stimulated].mean(0)
+            for t in np.unique(types)
+            if t != held
+        ]
         pca = PCA(30, random_state=0).fit(np.concatenate([control, real]))
         halves = np.array_split(np.random.default_rng(seed).permutation(len(real)), 2)
         for name, guess in {
@@ -95,7 +113,11 @@ def kang(file: str, arms: list[str], seed: int) -> pd.DataFrame:
             "mean effect": control + np.mean(effects, 0),
             "replicate (half of the cells for the other half)": None,
         }.items():
-            found = scores(real[halves[0]], real[halves[1]], control, pca) if guess is None else scores(real, guess, control, pca)
+            found = (
+                scores(real[halves[0]], real[halves[1]], control, pca)
+                if guess is None
+                else scores(real, guess, control, pca)
+            )
             rows.append({"held_out": held, "method": name, **found})
         if not arms:
             continue
@@ -120,19 +142,137 @@ def kang(file: str, arms: list[str], seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def guide_split(cells: ad.AnnData, key: str, options: Options) -> Iterator[Split]:
+    """One guide of every gene that has two with ten cells or more is held out."""
+    names, guides = cells.obs["perturbation"].to_numpy(str), cells.obs[key].to_numpy(str)
+    sizes = pd.Series(guides).value_counts()
+    held = []
+    for name in np.unique(names[names != options.control]):
+        mine = [g for g in np.unique(guides[names == name]) if sizes[g] >= 10]
+        if len(mine) > 1:
+            held.append(str(np.random.default_rng(options.seed).permutation(mine)[0]))
+    here = np.isin(guides, held) | (names == options.control)
+    fold = sorted(set(names[np.isin(guides, held)]))
+    yield _perturbation_split(cells, names, here, [fold], "one guide of every gene held out", options)
+
+
+def folds(file: str, arms: list[str], seed: int, context_key: str | None, guide_key: str | None) -> pd.DataFrame:
+    cells, task = ad.read_h5ad(file), find_task("perturbation")
+    options = Options(context_key=context_key, seed=seed)
+    splits = guide_split(cells, guide_key, options) if guide_key else task.splits(cells, options)
+    rows = []
+
+    def score(name: str, answer: ad.AnnData, split: Split) -> None:
+        table = task.score(answer, split, options, seed).assign(method=name, held_out=split.name)
+        rows.append(table)
+        print(split.name, name, table.set_index("score")["value"].round(3).to_dict(), flush=True)
+
+    for split in splits:
+        for method in (NoChange(), MatchingMean(), Additive(), MeanEffect()):
+            score(method.name, task.draw(method, split, options, seed)[0], split)
+        control = split.extra["control"]
+        parts: dict[str, list[tuple[str, np.ndarray]]] = {name: [] for name in arms}
+        for train, fold in split.extra["folds"]:
+            train = train.copy()
+            PerturbDiffusion.setup_anndata(train, "perturbation", "control", labels_key=context_key)
+            scvi.settings.seed = seed
+            started = time.time()
+            trained = PerturbDiffusion(train)
+            trained.train_vae(train_size=1.0, enable_progress_bar=False)
+            fitted: dict[str, PerturbDiffusion] = {}
+            for name in arms:
+                model_kwargs, predict_kwargs = ARMS[name]
+                key = json.dumps(model_kwargs, sort_keys=True)
+                if key not in fitted:
+                    fitted[key] = arm(trained, **model_kwargs)
+                for perturbation in fold:
+                    query = control.copy()
+                    fitted[key].predict_perturbation(query, perturbation, unseen="mean", seed=seed, **predict_kwargs)
+                    parts[name].append((perturbation, log_normalise(query.layers["perturbed"])))
+            print(f"fold of {len(fold)}: {time.time() - started:.0f} s", flush=True)
+        for name, found in parts.items():
+            obs = pd.DataFrame({"perturbation": np.repeat([n for n, _ in found], [len(x) for _, x in found])})
+            answer = ad.AnnData(np.concatenate([x for _, x in found]), obs=obs.set_index(obs.index.astype(str)))
+            answer.var_names, answer.uns["log1p"] = control.var_names, {"base": None}
+            score(name, answer, split)
+    table = pd.concat(rows)
+    wide = table.pivot_table(index=["held_out", "method"], columns="score", values="value", sort=False)
+    floor = table.pivot_table(index="held_out", columns="score", values="floor", sort=False)
+    floor.index = pd.MultiIndex.from_product([floor.index, ["replicate"]], names=wide.index.names)
+    return pd.concat([wide, floor]).reset_index()
+
+
+def simulator(arms: list[str], seed: int) -> pd.DataFrame:
+    """Coverage of 90 % intervals, and error, on held-out conditions of known truth, by kind of world and status."""
+    rows = []
+    for world in ("additive", "sub-additive", "epistatic"):
+        whole = simulate_perturbations(4500, 60, n_perturbations=9, interaction=world, seed=seed)
+        names = whole.obs["perturbation"].astype(str)
+        pairs = [n for n in whole.uns["log_ratio"] if "+" in n]
+        unseen = {"H", "I"}
+        known = [p for p in pairs if not unseen & set(p.split("+"))]
+        held = set(np.random.default_rng(seed).permutation(known)[:8]) | unseen
+        held |= {p for p in pairs if unseen & set(p.split("+"))}
+        train = whole[~names.isin(held)].copy()
+        for embedding in ("embedding", None):
+            PerturbDiffusion.setup_anndata(
+                train, "perturbation", "control", labels_key="cell_type", perturbation_embedding=embedding
+            )
+            scvi.settings.seed = seed
+            model = PerturbDiffusion(train, **ARMS[arms[0]][0])
+            model.train(max_epochs_diffusion=2, train_size=1.0, enable_progress_bar=False)
+            asked = sorted(unseen) if embedding is None else sorted(set(names) - {"control"})
+            table = model.get_perturbation_effect(asked, unseen="mean")
+            for name, found in table.groupby("perturbation"):
+                truth = whole.uns["log_ratio"][name].to_numpy()
+                guess = found["log_fold_change"].to_numpy()
+                row = {
+                    "world": world,
+                    "perturbation": name,
+                    "status": found["status"].iloc[0],
+                    "pearson": np.corrcoef(truth, guess)[0, 1],
+                    "relative_error": np.linalg.norm(guess - truth) / np.linalg.norm(truth),
+                    "coverage_90": ((truth >= found["low"]) & (truth <= found["high"])).mean(),
+                }
+                if "+" in name:
+                    parts = [whole.uns["log_ratio"][p].to_numpy() for p in name.split("+")]
+                    total = np.sum(parts, axis=0)
+                    ours = [
+                        table.loc[table["perturbation"] == p, "log_fold_change"].to_numpy() for p in name.split("+")
+                    ]
+                    mine = np.sum(ours, axis=0)
+                    sign = (truth @ total / (total @ total) - 1, guess @ mine / (mine @ mine) - 1)
+                    row["interaction_sign"] = float(np.sign(sign[0]) == np.sign(sign[1]))
+                rows.append(row)
+        print(
+            world,
+            pd.DataFrame(rows).query("world == @world").groupby("status").mean(numeric_only=True).round(3).to_string(),
+            flush=True,
+        )
+    return pd.DataFrame(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["kang"])
-    parser.add_argument("file")
+    parser.add_argument("task", choices=["kang", "folds", "simulator"])
+    parser.add_argument("file", nargs="?")
     parser.add_argument("--arms", nargs="*", default=["default"], choices=list(ARMS))
+    parser.add_argument("--context-key")
+    parser.add_argument("--guide-key")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--csv", help="write every row here")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    table = kang(args.file, args.arms, args.seed)
+    if args.task == "kang":
+        table = kang(args.file, args.arms, args.seed)
+    elif args.task == "simulator":
+        table = simulator(args.arms, args.seed)
+    else:
+        table = folds(args.file, args.arms, args.seed, args.context_key, args.guide_key)
     if args.csv:
         table.to_csv(args.csv, index=False)
-    print(table.drop(columns="held_out").groupby("method", sort=False).mean().round(3).to_string())
+    by = {"kang": ["method"], "folds": ["held_out", "method"], "simulator": ["world", "status"]}[args.task]
+    print(table.groupby(by, sort=False).mean(numeric_only=True).round(3).to_string())
 
 
 if __name__ == "__main__":

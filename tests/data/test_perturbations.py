@@ -65,7 +65,9 @@ def test_an_indicator_matrix_says_the_same_as_names():
 
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
 def test_bad_doses_get_a_sentence(bad):
-    with pytest.raises(InvalidInputError, match=r"`dose_key`: adata.obs\['dose'\] must hold numbers of at least 0; 1 cells"):
+    with pytest.raises(
+        InvalidInputError, match=r"`dose_key`: adata.obs\['dose'\] must hold numbers of at least 0; 1 cells"
+    ):
         PerturbationCoder.from_cells(cells(["ctrl", "A"], [0.0, bad]), "drug", "ctrl", "+", "dose")
 
 

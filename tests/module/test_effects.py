@@ -99,7 +99,9 @@ def test_leaving_one_out_is_what_a_fit_without_it_predicts(features):
         q._length = p._length
         got = q.predict([p.treatments[i]])
         np.testing.assert_allclose(left_out.weights[i] @ p.effects, got.weights[0] @ q.effects, atol=1e-6)
-        np.testing.assert_allclose(left_out.epistemic[i] + left_out.noise[i], got.epistemic[0] + got.noise[0], rtol=1e-5)
+        np.testing.assert_allclose(
+            left_out.epistemic[i] + left_out.noise[i], got.epistemic[0] + got.noise[0], rtol=1e-5
+        )
         assert left_out.status[i] == got.status[0]
 
 

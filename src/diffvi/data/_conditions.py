@@ -152,7 +152,9 @@ class ConditionVocabulary:
         for name, values in given.items():
             if name in doses:
                 if doses[name] not in given:
-                    raise InvalidInputError(f"`conditions[{name!r}]` is a dose: give `conditions[{doses[name]!r}]` too.")
+                    raise InvalidInputError(
+                        f"`conditions[{name!r}]` is a dose: give `conditions[{doses[name]!r}]` too."
+                    )
                 continue
             where = self.columns[name]
             if name in self.perturbations:
@@ -202,7 +204,9 @@ class ConditionVocabulary:
                 treatments = coder.decode(codes[:, self.columns[name]])
                 obs[name] = pd.Categorical([None if t is None else coder.name(t) for t in treatments])
                 if coder.dose_key is not None:
-                    obs[coder.dose_key] = [np.nan if t is None else max((d for _, d in t), default=0.0) for t in treatments]
+                    obs[coder.dose_key] = [
+                        np.nan if t is None else max((d for _, d in t), default=0.0) for t in treatments
+                    ]
             elif "categories" in entry:
                 position = np.where(missing, -1, np.nan_to_num(codes[:, j])).astype(int)
                 obs[name] = pd.Categorical.from_codes(position, categories=entry["categories"])

@@ -61,7 +61,7 @@ class PerturbationCoder:
     ) -> PerturbationCoder:
         """Learn the names and doses in ``adata``; ``extra`` are names that an embedding knows beside them."""
         coder = cls([], control, separator, dose_key, obsm=key not in adata.obs)
-        treatments = set(coder.treatments(adata, key))
+        treatments = {t for t in coder.treatments(adata, key) if t is not None}
         doses = sorted({dose for t in treatments for _, dose in t})
         coder.members = sorted({name for t in treatments for name, _ in t} | set(extra))
         coder.dose_unit, coder.max_dose = (doses[0], doses[-1]) if doses else (1.0, 1.0)

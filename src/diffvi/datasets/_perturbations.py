@@ -21,6 +21,7 @@ def simulate_perturbations(
     n_types: int = 2,
     interaction: str = "additive",
     responders: float = 1.0,
+    strength: float = 0.9,
     doses: Sequence[float] | None = None,
     mean_library: float = 1000.0,
     dispersion: float = 5.0,
@@ -44,6 +45,8 @@ def simulate_perturbations(
         How pairs combine; with ``doses`` there are no pairs.
     responders
         Share of the cells under a perturbation that respond, ``obs["responder"]``; the others are like control cells.
+    strength
+        Standard deviation of the shifts; cells of one type differ by 0.5.
     doses
         Doses of ``obs["dose"]``; the shift is multiplied by ``2 dose / (dose + 1)``.
     mean_library, dispersion
@@ -73,7 +76,7 @@ def simulate_perturbations(
     rng = np.random.default_rng(seed_or_random(seed))
     n_programs = 4
     singles = [chr(ord("A") + i) for i in range(positive_int("n_perturbations", n_perturbations))]
-    shifts = dict(zip(singles, 0.9 * rng.normal(size=(len(singles), n_programs)), strict=True))
+    shifts = dict(zip(singles, strength * rng.normal(size=(len(singles), n_programs)), strict=True))
     factors = {}
     pairs = [] if doses is not None else ["+".join(pair) for pair in combinations(singles, 2)]
     for pair in pairs:
@@ -86,15 +89,19 @@ def simulate_perturbations(
     loadings, base = rng.normal(scale=0.6, size=(n_programs, n_vars)), rng.normal(scale=0.8, size=n_vars)
     names = np.where(rng.random(n_obs) < 0.2, "control", rng.choice([*singles, *pairs], n_obs))
     responds = (names != "control") & (rng.random(n_obs) < responders)
-    dose = np.ones(n_obs) if doses is None else np.where(names == "control", 0.0, rng.choice(np.asarray(doses, float), n_obs))
-    strength = np.where(responds, 2 * dose / (dose + HALF_DOSE), 0.0)
+    dose = (
+        np.ones(n_obs)
+        if doses is None
+        else np.where(names == "control", 0.0, rng.choice(np.asarray(doses, float), n_obs))
+    )
+    amount = np.where(responds, 2 * dose / (dose + HALF_DOSE), 0.0)
 
     def share(of: np.ndarray) -> np.ndarray:
         logits = base + of @ loadings
         rate = np.exp(logits - logits.max(1, keepdims=True))
         return rate / rate.sum(1, keepdims=True)
 
-    moved = state + strength[:, None] * np.array([shifts.get(name, np.zeros(n_programs)) for name in names])
+    moved = state + amount[:, None] * np.array([shifts.get(name, np.zeros(n_programs)) for name in names])
     library = mean_library * np.exp(0.3 * rng.normal(size=n_obs))
     rate = library[:, None] * share(moved)
     counts = rng.poisson(rng.gamma(dispersion, rate / dispersion))

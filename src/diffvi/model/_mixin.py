@@ -192,9 +192,7 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
         return model
 
     @classmethod
-    def _from_trained(
-        cls, source: Any, source_class: Any, setup_kwargs: Mapping[str, Any], **model_kwargs: Any
-    ) -> Any:
+    def _from_trained(cls, source: Any, source_class: Any, setup_kwargs: Mapping[str, Any], **model_kwargs: Any) -> Any:
         """A new model with the trained VAE of a plain scvi model, over the data of that model."""
         if type(source) is not source_class:
             raise InvalidInputError(

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data._utils import _get_adata_minify_type
@@ -19,19 +18,12 @@ from diffvi.nn import Attribute
 from diffvi.process import PAIRINGS, Pairing
 
 from ._mixin import LatentDiffusionMixin
-from ._perturbation_effects import PerturbationEffectsMixin
 from ._perturbation_prediction import PerturbationPredictionMixin
 from ._perturbation_setup import check_perturbations, embedding_table, learn_perturbations
-from ._perturbation_training import POPULATION, PerturbationTrainingMixin
+from ._perturbation_training import POPULATION
 
 
-class PerturbDiffusion(
-    PerturbationPredictionMixin,
-    PerturbationEffectsMixin,
-    PerturbationTrainingMixin,
-    LatentDiffusionMixin,
-    SCVI,
-):
+class PerturbDiffusion(PerturbationPredictionMixin, LatentDiffusionMixin, SCVI):
     r"""What a cell would look like after a perturbation, and how sure that is.
 
     The latent of a control cell is moved by what training says of the perturbation: the measured effects, weighted by
@@ -54,6 +46,9 @@ class PerturbDiffusion(
     pairing
         Which control cell a perturbed cell is taken to come from, within its context: ``"ot"``, by optimal transport
         in the latent space, or ``"random"``.
+    n_smoothed
+        Pairs of a treatment that are averaged with those most like them before the diffusion learns them, against the
+        chance in pairing two samples; 1 for none.
     perturbation_encoder
         What the network knows of a single perturbation beside a learned vector: ``"embedding"``, the user's
         (``perturbation_embedding`` of the set-up); ``"effects"``, principal components of the measured effects;
@@ -113,6 +108,7 @@ class PerturbDiffusion(
         condition_dropout: float = 0.1,
         ema_decay: float = 0.999,
         pairing: Pairing = "ot",
+        n_smoothed: int = 20,
         perturbation_encoder: Literal["embedding", "effects", "learned"] | None = None,
         additive: bool = True,
         shrink: bool = True,
@@ -137,6 +133,7 @@ class PerturbDiffusion(
             **vae_kwargs,
         )
         self.pairing = one_of("pairing", pairing, PAIRINGS)
+        self.n_smoothed = int(n_smoothed)
         known = self.perturbation_embedding is not None
         encoder = perturbation_encoder or ("embedding" if known else "learned")
         self.perturbation_encoder = one_of("perturbation_encoder", encoder, ("embedding", "effects", "learned"))
@@ -170,11 +167,6 @@ class PerturbDiffusion(
         self.init_params_ = self._get_init_params(locals())
 
     @property
-    def perturbation_key(self) -> str:
-        """Name of the perturbation among the conditions."""
-        return str(self.registry_["setup_args"]["perturbation_key"])
-
-    @property
     def _prior_attributes(self) -> list[Attribute]:
         """The user's attributes, with features of the perturbations; the control population; the cell to start from."""
         n_features = {
@@ -190,23 +182,10 @@ class PerturbDiffusion(
             attributes.append(Attribute(POPULATION, size=self._state_size, fixed=True))
         return [*attributes, Attribute(ORIGIN, size=self._state_size, fixed=True)]
 
-    @property
-    def perturbation_embedding(self) -> np.ndarray | None:
-        """The user's embedding, standardised, one row for each member of the vocabulary; NaN where it has none."""
-        return self.vocabulary.entries[self.perturbation_key].get("embedding")
-
     def _fill_features(self) -> None:
         if self.perturbation_encoder == "embedding":
             assert self.perturbation_embedding is not None
             self._set_features(np.nan_to_num(self.perturbation_embedding))
-
-    def _set_features(self, features: np.ndarray) -> None:
-        """Tell the networks, the averaged one too, what is known of each single perturbation."""
-        place = self.vocabulary.names.index(self.perturbation_key)
-        prior = self.module.prior
-        for network in (prior.denoiser, prior.ema.module):
-            buffer = network.conditions.embeddings[place].features
-            buffer.copy_(torch.as_tensor(features, dtype=buffer.dtype, device=buffer.device))
 
     @classmethod
     def setup_anndata(

@@ -17,33 +17,27 @@ from diffvi._exceptions import InvalidInputError, one_of, positive_int
 from diffvi.data import TrainingTable, Treatment
 from diffvi.module import EffectWeights
 
-from ._perturbation_training import PSEUDOCOUNT
+from ._perturbation_training import PSEUDOCOUNT, PerturbationTrainingMixin
 
 CALIBRATION_LEVEL = 0.9
 N_CALIBRATION_CELLS = 64
 
 
-class PerturbationEffectsMixin:
+class PerturbationEffectsMixin(PerturbationTrainingMixin):
     """Mean effects on control populations: one table for some perturbations, a ranking for thousands."""
-
-    module: Any
-    vocabulary: Any
-    responses_: dict[str, Any] | None
-    measured_: dict[str, Any] | None
-    controls_: dict[str, Any] | None
 
     # ---------------------------------------------------------------- names
 
     def _resolve(self, perturbation: Any, dose: Any = None, unseen: str | None = None) -> Treatment:
         """The treatment of a name, or a sentence that says why there is none."""
         one_of("unseen", unseen, (None, "mean"))
-        coder = self._coder  # type: ignore[attr-defined]
+        coder = self._coder
         if dose is not None and (not np.isfinite(dose) or dose < 0):
             raise InvalidInputError(f"`dose` must be a number of at least 0; got {dose!r}.")
         if dose is None and coder.dose_key is not None and coder.parse(perturbation):
             raise InvalidInputError(f"`dose` is needed for {perturbation!r}: the model was set up with `dose_key`.")
         treatment: Treatment = coder.parse(perturbation, 1.0 if dose is None else float(dose))
-        process = self._responses.process  # type: ignore[attr-defined]
+        process = self._responses.process
         unknown = [part for part, _ in treatment if part not in process.known and part not in process.features]
         if unknown and unseen != "mean":
             raise InvalidInputError(
@@ -73,14 +67,14 @@ class PerturbationEffectsMixin:
         assert self.measured_ is not None
         state = np.concatenate([state[:, :-1], np.full((len(state), 1), np.log(self.measured_["library"]))], 1)
         device = self.module.prior.shift.device
-        px = self._decode(torch.as_tensor(state, dtype=torch.float32, device=device), table)  # type: ignore[attr-defined]
+        px = self._decode(torch.as_tensor(state, dtype=torch.float32, device=device), table)
         return px.mean.cpu().numpy().astype(float)
 
     def _moved(self, state: np.ndarray, weights: np.ndarray, gains: np.ndarray | float = 1.0) -> np.ndarray:
         """States after the mean response to one weighting of the training treatments."""
         shift, scale = (v.detach().cpu().numpy()[:-1] for v in (self.module.prior.shift, self.module.prior.scale))
         z = (state[:, :-1] - shift) / scale
-        moved = z + self._responses.shift(z, weights) * np.reshape(gains, (-1, 1))  # type: ignore[attr-defined]
+        moved = z + self._responses.shift(z, weights) * np.reshape(gains, (-1, 1))
         return np.concatenate([moved * scale + shift, state[:, -1:]], 1)
 
     def _effect(
@@ -91,7 +85,7 @@ class PerturbationEffectsMixin:
         The doubt is how far the log ratio through the latent is from the same weighting of the measured log ratios,
         beyond their noise: where the decoder has to extrapolate, the two part.
         """
-        gains = self._gains(self._contexts(table.codes))  # type: ignore[attr-defined]
+        gains = self._gains(self._contexts(table.codes))
         after = self._mean_counts(self._moved(state, weights, gains), table)
         if (offset := self._log_offset(weights[None])) is not None:
             after = after * np.exp(offset)
@@ -113,7 +107,7 @@ class PerturbationEffectsMixin:
         ratio, variance = self.measured_["log_ratio"].astype(float), self.measured_["variance"].astype(float)
         noise = predicted.weights**2 @ variance
         between = np.maximum((ratio**2 - variance).mean(0), 0.05 * max(float((ratio**2 - variance).mean()), 1e-4))
-        share = predicted.epistemic / self._responses.process.params["tau2"]  # type: ignore[attr-defined]
+        share = predicted.epistemic / self._responses.process.params["tau2"]
         return noise, share[:, None] * between[None]
 
     # ---------------------------------------------------------------- calibration
@@ -126,12 +120,12 @@ class PerturbationEffectsMixin:
         factor is below 1: the decoder has seen what is left out here, and will not have seen what is asked for.
         """
         assert self.measured_ is not None
-        process = self._responses.process  # type: ignore[attr-defined]
+        process = self._responses.process
         _, state, table = next(self._reference(None, N_CALIBRATION_CELLS))
         base = self._mean_counts(state, table)
         eye, held = np.eye(len(process.treatments)), self.measured_
         fitted = np.array([self._effect(state, table, base, w)[0] for w in eye])
-        if self.rate_offset:  # type: ignore[attr-defined]
+        if self.rate_offset:
             rest, variance = held["log_ratio"] - fitted, held["variance"]
             signal = np.maximum((rest**2 - variance).mean(1, keepdims=True), 0.0)
             held["offset"] = (rest * signal / (signal + variance)).astype(np.float32)
@@ -160,7 +154,7 @@ class PerturbationEffectsMixin:
         self, state: np.ndarray, table: TrainingTable, base: np.ndarray, weights: np.ndarray, effect: np.ndarray
     ) -> np.ndarray:
         """Log ratio for a mean effect that was measured on half of the cells."""
-        shift = (effect - weights @ self._responses.process.effects) * self._z_scale  # type: ignore[attr-defined]
+        shift = (effect - weights @ self._responses.process.effects) * self._z_scale
         moved = self._moved(state, weights)
         moved[:, :-1] += shift
         after = self._mean_counts(moved, table)
@@ -225,16 +219,16 @@ class PerturbationEffectsMixin:
         InvalidInputError
             For a perturbation of which nothing is known, a bad dose, level, group or gene.
         """
-        self._require("diffusion")  # type: ignore[attr-defined]
+        self._require("diffusion")
         if not 0 < level < 1:
             raise InvalidInputError(f"`level` must lie between 0 and 1; got {level!r}.")
-        all_genes = pd.Index(self.get_var_names())  # type: ignore[attr-defined]
+        all_genes = pd.Index(self.get_var_names())
         columns = slice(None) if genes is None else [all_genes.get_loc(one_of("genes", g, all_genes)) for g in genes]
         names, treatments = self._asked(perturbations, dose, unseen)
-        predicted = self._responses.predict(treatments)  # type: ignore[attr-defined]
+        predicted = self._responses.predict(treatments)
         noise, open_ = self._variances(predicted)
         factors = self._factors(predicted.status)[:, None]
-        z = norm.ppf(0.5 + level / 2)
+        z, with_doses = norm.ppf(0.5 + level / 2), self._coder.dose_key is not None
         tables = []
         for group, state, table in self._reference(groupby, positive_int("n_cells", n_cells)):
             base = self._mean_counts(state, table)
@@ -244,7 +238,7 @@ class PerturbationEffectsMixin:
                 values = {
                     "group": group,
                     "perturbation": names[i],
-                    **({} if self._coder.dose_key is None else {"dose": max((d for _, d in treatments[i]), default=0.0)}),  # type: ignore[attr-defined]
+                    **({"dose": max((d for _, d in treatments[i]), default=0.0)} if with_doses else {}),
                     "gene": all_genes[columns],
                     "log_fold_change": ratio[columns],
                     "low": (ratio - half)[columns],
@@ -304,9 +298,9 @@ class PerturbationEffectsMixin:
         InvalidInputError
             As in :meth:`get_perturbation_effect`.
         """
-        self._require("diffusion")  # type: ignore[attr-defined]
+        self._require("diffusion")
         batch_size = positive_int("batch_size", batch_size)
-        process = self._responses.process  # type: ignore[attr-defined]
+        process = self._responses.process
         if perturbations is None:
             perturbations = sorted(process.known | set(process.features))
         names, treatments = self._asked(perturbations, dose, unseen)
@@ -315,14 +309,14 @@ class PerturbationEffectsMixin:
         base = self._mean_counts(state, table)
 
         def effects(some: Sequence[Treatment]) -> tuple[list[str], np.ndarray, np.ndarray]:
-            predicted = self._responses.predict(some)  # type: ignore[attr-defined]
+            predicted = self._responses.predict(some)
             found = [self._effect(state, table, base, w) for w in predicted.weights]
             noise, open_ = self._variances(predicted)
             sd = self._factors(predicted.status) * np.sqrt((noise + open_ + [f[2] for f in found]).sum(1))
             return predicted.status, np.array([f[0] for f in found]), sd
 
         parts = dict(zip(singles, effects([(s,) for s in singles])[1], strict=True)) if singles else {}
-        coder, asked = self._coder, list(zip(names, treatments, strict=True))  # type: ignore[attr-defined]
+        coder, asked = self._coder, list(zip(names, treatments, strict=True))
         if pairs:
             wanted = sorted({t[0] for t in treatments if len(t) == 1})
             asked += [(coder.name(pair), pair) for pair in combinations(wanted, 2) if pair[0][0] != pair[1][0]]
@@ -348,11 +342,13 @@ class PerturbationEffectsMixin:
 
     def _asked(self, perturbations: Any, dose: Any, unseen: str | None) -> tuple[list[str], list[Treatment]]:
         """Canonical names and treatments of what a user asks for."""
-        coder = self._coder  # type: ignore[attr-defined]
+        coder = self._coder
         if perturbations is None:
-            treatments = list(self._responses.process.treatments)  # type: ignore[attr-defined]
+            treatments = list(self._responses.process.treatments)
             if dose is not None:
-                raise InvalidInputError("`dose` needs `perturbations`: without, all treatments that were seen are taken.")
+                raise InvalidInputError(
+                    "`dose` needs `perturbations`: without, all treatments that were seen are taken."
+                )
         else:
             asked = [perturbations] if isinstance(perturbations, str) else list(perturbations)
             doses = [dose] * len(asked) if dose is None or np.ndim(dose) == 0 else list(dose)

@@ -21,16 +21,13 @@ from diffvi.data import Treatment, sample_counts, transport_counts
 from diffvi.process import SAMPLERS, get_sampler
 
 from ._generation import DEFAULT_STEPS, _log_library
+from ._perturbation_effects import PerturbationEffectsMixin
 
 DECODERS = ("transport", "resample")
 
 
-class PerturbationPredictionMixin:
+class PerturbationPredictionMixin(PerturbationEffectsMixin):
     """Prediction of perturbed cells, and differential expression between them and control cells."""
-
-    module: Any
-    adata: Any
-    vocabulary: Any
 
     def predict_perturbation(
         self,
@@ -101,7 +98,7 @@ class PerturbationPredictionMixin:
             For a perturbation of which nothing is known, cells that are perturbed already, or an argument that is not
             allowed.
         """
-        self._require("diffusion")  # type: ignore[attr-defined]
+        self._require("diffusion")
         one_of("decode", decode, DECODERS)
         n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)
         sampler = one_of("sampler", sampler or "heun", SAMPLERS)
@@ -109,9 +106,13 @@ class PerturbationPredictionMixin:
         scale = self.vocabulary.scales(guidance_scale)
         seed = seed_or_random(seed)
         if library_size is not None and decode == "transport":
-            raise InvalidInputError('`library_size` needs `decode="resample"`: transport moves the counts that are there.')
+            raise InvalidInputError(
+                '`library_size` needs `decode="resample"`: transport moves the counts that are there.'
+            )
         if isinstance(library_size, str):
-            raise InvalidInputError(f"`library_size` must be None, a number or one for each cell; got {library_size!r}.")
+            raise InvalidInputError(
+                f"`library_size` must be None, a number or one for each cell; got {library_size!r}."
+            )
         if adata is None:
             adata, copy = self._control_cells(), True
         treatments = self._wanted(adata, perturbation, dose, unseen)
@@ -119,11 +120,11 @@ class PerturbationPredictionMixin:
         self._require_controls(adata)
         adata = adata.copy() if copy else adata
 
-        latents, table = self._latent_data(adata, batch_size=batch_size)  # type: ignore[attr-defined]
+        latents, table = self._latent_data(adata, batch_size=batch_size)
         counts = self.adata_manager_of(adata).get_from_registry(REGISTRY_KEYS.X_KEY)
         names = np.array([_number(name) for name in adata.obs_names], dtype=np.uint64)
-        contexts = self._contexts(latents.codes)  # type: ignore[attr-defined]
-        weights = self._responses.predict(unique := sorted(set(treatments)))  # type: ignore[attr-defined]
+        contexts = self._contexts(latents.codes)
+        weights = self._responses.predict(unique := sorted(set(treatments)))
         number = {t: i for i, t in enumerate(unique)}
         parts: list[dict[str, Any]] = []
         starts = range(0, adata.n_obs, batch_size)
@@ -136,9 +137,9 @@ class PerturbationPredictionMixin:
                 "counts": sparse.csr_matrix(counts[rows]),
                 "table": table.subset(rows),
                 "treatments": mine,
-                "codes": self._paired_codes(latents.mean[rows], mine, [contexts[i] for i in rows]),  # type: ignore[attr-defined]
+                "codes": self._paired_codes(latents.mean[rows], mine, [contexts[i] for i in rows]),
                 "library": None if fixed is None else fixed[rows],
-                "offset": self._log_offset(weights.weights[[number[t] for t in mine]]),  # type: ignore[attr-defined]
+                "offset": self._log_offset(weights.weights[[number[t] for t in mine]]),
             }
             draws = [
                 self._predict_batch(
@@ -165,27 +166,27 @@ class PerturbationPredictionMixin:
         if "" in values["perturbation"]:
             raise InvalidInputError("`perturbation` must name a perturbation; got ''.")
         asked = set(zip(values["perturbation"], values["dose"], strict=True))
-        known = {pair: self._resolve(*pair, unseen) for pair in asked}  # type: ignore[attr-defined]
+        known = {pair: self._resolve(*pair, unseen) for pair in asked}
         return [known[pair] for pair in zip(values["perturbation"], values["dose"], strict=True)]
 
     def _control_cells(self) -> AnnData:
         if self.adata is None:
             raise InvalidInputError("`adata`: the model was loaded without data; give the control cells to perturb.")
         codes = np.asarray(self.adata.obsm["_diffvi_conditions"])
-        return self.adata[np.array([t == () for t in self._treatments(codes)])].copy()  # type: ignore[attr-defined]
+        return self.adata[np.array([t == () for t in self._treatments(codes)])].copy()
 
     def _require_controls(self, adata: AnnData) -> None:
-        key = self.perturbation_key  # type: ignore[attr-defined]
-        found = self._coder.treatments(adata, key)  # type: ignore[attr-defined]
+        key = self.perturbation_key
+        found = self._coder.treatments(adata, key)
         if n := sum(bool(t) for t in found):
             raise InvalidInputError(
                 f"`adata`: {n} of {adata.n_obs} cells are perturbed already ({key!r}); give control cells, such as "
-                f"`adata[adata.obs[{key!r}] == {self._coder.control!r}]`."  # type: ignore[attr-defined]
+                f"`adata[adata.obs[{key!r}] == {self._coder.control!r}]`."
             )
 
     def adata_manager_of(self, adata: AnnData) -> Any:
         """The manager of data that has been validated."""
-        return self.get_anndata_manager(adata, required=True)  # type: ignore[attr-defined]
+        return self.get_anndata_manager(adata, required=True)
 
     @torch.inference_mode()
     def _predict_batch(
@@ -219,8 +220,8 @@ class PerturbationPredictionMixin:
         state[:, -1] = start[:, -1]
         latent = state[:, :-1].cpu().numpy()
         if decode == "transport":
-            after = _offset(self._decode(state, here["table"]), here["offset"])  # type: ignore[attr-defined]
-            before = self._decode(start, here["table"])  # type: ignore[attr-defined]
+            after = _offset(self._decode(state, here["table"]), here["offset"])
+            before = self._decode(start, here["table"])
             counts, mean, variance = transport_counts(here["counts"], before, after, streams)
         else:
             # The latent of the control cell is known up to its posterior, which the decoder was trained on.
@@ -229,7 +230,7 @@ class PerturbationPredictionMixin:
             state = state + spread * streams.normal(prior.d).to(device)
             if here["library"] is not None:
                 state[:, -1] = torch.as_tensor(here["library"], dtype=state.dtype, device=device)
-            px = _offset(self._decode(state, here["table"]), here["offset"])  # type: ignore[attr-defined]
+            px = _offset(self._decode(state, here["table"]), here["offset"])
             counts, mean, variance = sample_counts(px, streams), px.mean.cpu().numpy(), px.variance.cpu().numpy()
         return {"counts": counts, "mean": mean, "variance": variance, "latent": latent}
 
@@ -253,7 +254,7 @@ class PerturbationPredictionMixin:
         }
         unique, sizes = np.unique(status, return_counts=True)
         counted = {str(s): int(n) for s, n in zip(unique, sizes, strict=True)}
-        adata.uns[key] = self._provenance(units=units, status=counted, **settings)  # type: ignore[attr-defined]
+        adata.uns[key] = self._provenance(units=units, status=counted, **settings)
 
     def differential_expression(
         self,
@@ -295,19 +296,19 @@ class PerturbationPredictionMixin:
         if perturbation is None:
             return super().differential_expression(adata, *args, **kwargs)  # type: ignore[misc]
         adata = self.adata if adata is None else adata
-        found = self._coder.treatments(adata, self.perturbation_key)  # type: ignore[attr-defined]
-        treatment = self._resolve(perturbation, dose)  # type: ignore[attr-defined]
-        other = () if reference is None else self._coder.parse(reference, 1.0 if dose is None else dose)  # type: ignore[attr-defined]
+        found = self._coder.treatments(adata, self.perturbation_key)
+        treatment = self._resolve(perturbation, dose)
+        other = () if reference is None else self._coder.parse(reference, 1.0 if dose is None else dose)
         second = np.array([t == other for t in found])
         if not second.any():
-            raise InvalidInputError(f"`reference`: adata has no cells of {reference or self._coder.control!r}.")  # type: ignore[attr-defined]
+            raise InvalidInputError(f"`reference`: adata has no cells of {reference or self._coder.control!r}.")
         first = np.array([t == treatment for t in found])
         if first.any():
             result = super().differential_expression(adata, idx1=first, idx2=second, **kwargs)  # type: ignore[misc]
             return result.assign(cells="observed")
         predicted = adata[np.array([t == () for t in found])].copy()
         self.predict_perturbation(predicted, perturbation, dose=dose, seed=seed)
-        layer = self.registry_["setup_args"].get("layer")  # type: ignore[attr-defined]
+        layer = self.registry_["setup_args"].get("layer")
         if layer is None:
             predicted.X = predicted.layers["perturbed"].astype(predicted.X.dtype)
         else:

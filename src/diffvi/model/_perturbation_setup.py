@@ -53,7 +53,9 @@ def check_perturbations(
     treatments = PerturbationCoder([], control, separator, dose_key, obsm=key not in adata.obs).treatments(adata, key)
     n_missing = sum(t is None for t in treatments)
     if n_missing:
-        raise InvalidInputError(f"`perturbation_key`: {key!r} has no value (NaN) for {n_missing} of {adata.n_obs} cells.")
+        raise InvalidInputError(
+            f"`perturbation_key`: {key!r} has no value (NaN) for {n_missing} of {adata.n_obs} cells."
+        )
     is_control = np.array([t == () for t in treatments])
     if not is_control.any():
         known = listed(sorted(adata.obs[key].astype(str).unique()), 6) if key in adata.obs else "no row of zeros"

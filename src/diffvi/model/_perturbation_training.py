@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 
 from diffvi._exceptions import InvalidInputError
 from diffvi.data import LatentData, PerturbationCoder, TrainingTable, Treatment
 from diffvi.module import EffectProcess, Responses
-from diffvi.process import pair_sources
+from diffvi.process import Pairing, pair_sources
 
 POPULATION = "control_population"
 """Name of the attribute with the mean state of the control cells of a cell's context."""
@@ -48,23 +50,62 @@ class PerturbationTrainingMixin:
     module: Any
     adata: Any
     vocabulary: Any
-    replay_: dict[str, Any] | None
-    registry_: dict[str, Any]
     adata_manager: Any
+    registry_: dict[str, Any]
+    training_table_: dict[str, Any] | None
+    replay_: dict[str, Any] | None
     responses_: dict[str, Any] | None
     measured_: dict[str, Any] | None
     controls_: dict[str, Any] | None
     control_means_: dict[tuple[int, ...], np.ndarray]
     perturbed_contexts_: list[tuple[int, ...]]
+    calibration_: dict[str, float]
+    pairing: Pairing
+    perturbation_encoder: str
+    n_smoothed: int
+    n_neighbors: int
+    transfer_gain: float
+    additive: bool
+    shrink: bool
+    condition_on_population: bool
+    rate_offset: bool
+    # From the spine.
+    _decode: Any
+    _require: Any
+    _latent_data: Any
+    _provenance: Any
+    get_var_names: Any
+    get_anndata_manager: Any
+
+    def _calibrate(self) -> None:
+        """Compare what is predicted with what was measured, once the effects are known."""
+
+    @property
+    def perturbation_key(self) -> str:
+        """Name of the perturbation among the conditions."""
+        return str(self.registry_["setup_args"]["perturbation_key"])
+
+    @property
+    def perturbation_embedding(self) -> np.ndarray | None:
+        """The user's embedding, standardised, one row for each member of the vocabulary; NaN where it has none."""
+        return self.vocabulary.entries[self.perturbation_key].get("embedding")
+
+    def _set_features(self, features: np.ndarray) -> None:
+        """Tell the networks, the averaged one too, what is known of each single perturbation."""
+        place = self.vocabulary.names.index(self.perturbation_key)
+        prior = self.module.prior
+        for network in (prior.denoiser, prior.ema.module):
+            buffer = network.conditions.embeddings[place].features
+            buffer.copy_(torch.as_tensor(features, dtype=buffer.dtype, device=buffer.device))
 
     # ---------------------------------------------------------------- cells, treatments, contexts
 
     @property
     def _coder(self) -> PerturbationCoder:
-        return self.vocabulary.coder(self.perturbation_key)  # type: ignore[attr-defined]
+        return self.vocabulary.coder(self.perturbation_key)
 
     def _treatments(self, codes: np.ndarray) -> list[Treatment | None]:
-        return self._coder.decode(codes[:, self.vocabulary.columns[self.perturbation_key]])  # type: ignore[attr-defined]
+        return self._coder.decode(codes[:, self.vocabulary.columns[self.perturbation_key]])
 
     @property
     def _context_columns(self) -> list[int]:
@@ -110,7 +151,7 @@ class PerturbationTrainingMixin:
         target, source = [], []
         for (context, _), rows in groups.items():
             if len(pool := controls[context]):
-                picked = pair_sources(state[pool], state[rows], self.pairing)  # type: ignore[attr-defined]
+                picked = pair_sources(state[pool], state[rows], self.pairing)
                 target.append(np.array(rows))
                 source.append(pool[picked])
         targets, sources = (np.concatenate(v) if v else np.zeros(0, int) for v in (target, source))
@@ -125,35 +166,57 @@ class PerturbationTrainingMixin:
         paired = self._paired_codes(
             latents.mean[sources], [treatments[i] for i in targets], [contexts[i] for i in targets]
         )
-        rows = LatentData(
-            np.concatenate([latents.mean, latents.mean[targets]]),
+        arrived = latents.mean[targets]
+        if self.n_smoothed > 1 and len(targets):
+            change = self._smoothed(state[sources], state[targets] - state[sources], targets, treatments)
+            arrived = (state[sources] + change) * _numpy(prior.scale) + _numpy(prior.shift)
+        examples = LatentData(
+            np.concatenate([latents.mean, arrived]),
             np.concatenate([latents.scale, np.zeros_like(latents.scale[targets])]),
             np.concatenate([codes, paired]).astype(np.float32),
         )
         new = len(state) + np.arange(len(targets))
         parts = [np.concatenate([part, new[np.isin(targets, part)]]) for part in split]
-        return rows, parts
+        return examples, parts
+
+    def _smoothed(
+        self, source: np.ndarray, change: np.ndarray, targets: np.ndarray, treatments: list[Treatment | None]
+    ) -> np.ndarray:
+        """Changes, each the mean of those most like it in where they start and in how they go, treatment by treatment.
+
+        Two samples of one population do not match cell by cell, so pairs differ by chance. A mean over neighbours in
+        both takes that out and, other than a mean over neighbours in where they start, leaves groups that respond
+        differently apart.
+        """
+        out = change.copy()
+        names = np.array([self._coder.name(treatments[i] or ()) for i in targets])
+        for name in np.unique(names):
+            mine = np.flatnonzero(names == name)
+            k = min(self.n_smoothed, len(mine))
+            both = np.concatenate([source[mine], change[mine]], axis=1)
+            near = NearestNeighbors(n_neighbors=k).fit(both).kneighbors(both, return_distance=False)
+            out[mine] = change[mine][near].mean(1)
+        return out
 
     def _paired_codes(
         self, start: np.ndarray, treatments: list[Treatment | None], contexts: list[tuple[int, ...]]
     ) -> np.ndarray:
-        """Codes of cells that start from ``start``: treatment, control population and origin, which is the cell moved by
-        what training says of the treatment.
+        """Codes of cells that start from ``start``: treatment, control population and origin.
 
-        Labels and batches are left out: what counts of them is in the start and the population, which a context that no
+        The origin is the cell moved by what training says of the treatment. Labels and batches are left out: what counts of them is in the start and the population, which a context that no
         perturbed cell was seen in has too.
         """
         prior = self.module.prior
         codes = np.full((len(start), prior.origin.stop), np.nan, dtype=np.float32)
-        columns = self.vocabulary.columns[self.perturbation_key]  # type: ignore[attr-defined]
+        columns = self.vocabulary.columns[self.perturbation_key]
         codes[:, columns] = self._coder.encode(treatments)
-        if self.condition_on_population:  # type: ignore[attr-defined]
+        if self.condition_on_population:
             unknown = np.full(start.shape[1], np.nan)
             population = np.array([self.control_means_.get(c, unknown) for c in contexts]).reshape(start.shape)
             population = (population - _numpy(prior.shift)) / _numpy(prior.scale)
             codes[:, prior.origin.start - start.shape[1] : prior.origin.start] = population
         origin = start.copy()
-        if self.additive and len(start):  # type: ignore[attr-defined]
+        if self.additive and len(start):
             d = start.shape[1] - 1
             shift, scale = _numpy(prior.shift)[:d], _numpy(prior.scale)[:d]
             moves = self._responses.shifts((start[:, :d] - shift) / scale, [t or () for t in treatments])
@@ -164,7 +227,7 @@ class PerturbationTrainingMixin:
     def _gains(self, contexts: list[tuple[int, ...]]) -> np.ndarray:
         """Factors on the measured effects: :attr:`transfer_gain` where no perturbed cell was seen."""
         seen = set(self.perturbed_contexts_)
-        return np.array([1.0 if c in seen else self.transfer_gain for c in contexts])  # type: ignore[attr-defined]
+        return np.array([1.0 if c in seen else self.transfer_gain for c in contexts])
 
     @property
     def _responses(self) -> Responses:
@@ -203,27 +266,33 @@ class PerturbationTrainingMixin:
         if len(which) > MAX_PAIRS:
             kept = np.sort(np.random.default_rng(0).choice(len(which), MAX_PAIRS, replace=False))
         features = self._features_of(known, effects, measured)
-        scale = {"dose_unit": coder.dose_unit, "max_dose": coder.max_dose}
-        process = EffectProcess(known, effects, noise, **scale, features=features, shrink=self.shrink)  # type: ignore[attr-defined]
+        process = EffectProcess(known, effects, noise, coder.dose_unit, coder.max_dose, features, self.shrink)
         responses = Responses(
             process,
             state[sources][mine, :d][kept].astype(np.float32),
             change[kept].astype(np.float32),
             which[kept],
-            self.n_neighbors,  # type: ignore[attr-defined]
+            self.n_neighbors,
         )
         held: dict[str, Any] = {"log_ratio": measured.log_ratio, "variance": measured.variance}
         held |= {"half_effects": tables["half"][0]}
         for name in ("half", "other"):
             held |= {f"{name}_log_ratio": tables[name][2].log_ratio, f"{name}_variance": tables[name][2].variance}
-        unit = {"shift": _numpy(self.module.prior.shift)[:d].copy(), "scale": _numpy(self.module.prior.scale)[:d].copy()}
+        unit = {
+            "shift": _numpy(self.module.prior.shift)[:d].copy(),
+            "scale": _numpy(self.module.prior.scale)[:d].copy(),
+        }
         if self.replay_ is not None and self.responses_ is not None:
             responses, held = self._with_reference(responses, held, unit)
         if not len(responses.process.treatments):
-            raise InvalidInputError("`adata`: no perturbed cell has control cells of its context in the training split.")
+            raise InvalidInputError(
+                "`adata`: no perturbed cell has control cells of its context in the training split."
+            )
         self.responses_ = {**responses.to_dict(), **unit}
-        self.measured_ = {name: np.asarray(value, dtype=np.float32) for name, value in held.items()} | {"library": library}
-        self._calibrate()  # type: ignore[attr-defined]
+        self.measured_ = {name: np.asarray(value, dtype=np.float32) for name, value in held.items()} | {
+            "library": library
+        }
+        self._calibrate()
 
     def _with_reference(
         self, responses: Responses, held: dict[str, Any], unit: dict[str, np.ndarray]
@@ -245,7 +314,7 @@ class PerturbationTrainingMixin:
     def _features_of(self, known: list[Treatment], effects: np.ndarray, measured: Measured) -> dict[str, np.ndarray]:
         """Features of single perturbations: the user's for the process; measured ones only for the networks."""
         coder = self._coder
-        if self.perturbation_encoder == "effects":  # type: ignore[attr-defined]
+        if self.perturbation_encoder == "effects":
             # Strongest dose of each single perturbation; one that was only seen in combinations has none.
             n = min(effects.shape[1], *measured.log_ratio.shape)
             scores = PCA(n, random_state=0).fit_transform(measured.log_ratio)
@@ -254,8 +323,8 @@ class PerturbationTrainingMixin:
             for row, treatment in enumerate(known):
                 if len(treatment) == 1:
                     table[coder.members.index(treatment[0][0]), :n] = scores[row]
-            self._set_features(table)  # type: ignore[attr-defined]
-        embedding = self.perturbation_embedding  # type: ignore[attr-defined]
+            self._set_features(table)
+        embedding = self.perturbation_embedding
         if embedding is None:
             return {}
         return {

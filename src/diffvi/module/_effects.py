@@ -130,11 +130,11 @@ class EffectProcess:
             return np.zeros((len(a), len(b)))
         same = np.array([[float(x == y) for y, _ in items_b] for x, _ in items_a])
         if self.features:
-            a, b = (self._vectors(items) for items in (items_a, items_b))
-            alike = (1 - p["omega"]) * np.exp(-0.5 * (cdist(a, b) / (p["length"] * self._length)) ** 2)
-            alike = np.nan_to_num(alike + p["omega"] * (a @ b.T))
+            one, two = (self._vectors(items) for items in (items_a, items_b))
+            alike = (1 - p["omega"]) * np.exp(-0.5 * (cdist(one, two) / (p["length"] * self._length)) ** 2)
+            alike = np.nan_to_num(alike + p["omega"] * (one @ two.T))
             # Perturbations without features resemble none but themselves.
-            bare = np.isnan(a[:, :1]) & np.isnan(b[:, 0])[None]
+            bare = np.isnan(one[:, :1]) & np.isnan(two[:, 0])[None]
             same = np.where(bare, same, p["lam"] * alike + (1 - p["lam"]) * same)
         doses = [self._weight(np.array([d for _, d in items])) for items in (items_a, items_b)]
         core = p["tau2"] * (p["rho"] + (1 - p["rho"]) * same) * np.minimum(doses[0][:, None], doses[1][None])

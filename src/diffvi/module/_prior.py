@@ -16,7 +16,6 @@ from diffvi.process import get_path, ode_log_prob
 from diffvi.process._paths import PREDICTIONS, Prediction
 from diffvi.process._samplers import Noise, Sampler
 
-
 ORIGIN = "origin"
 """Name of the vector attribute that holds a state to start from, in the units of the data."""
 
@@ -140,7 +139,7 @@ class LatentPrior(nn.Module):
         codes, origin = self._with_origin(codes)
         x0, noise = self.standardise(mean + sd * normal()) - origin, normal()
         t = self.path.random_times(len(mean), generator).to(mean)
-        network = self.denoiser if self.training else self.ema.module
+        network = self.denoiser if self.training else self._averaged
         head_loss = torch.zeros((), device=x0.device)
         if (predicted := network.mean(codes)) is not None:
             head_loss = (x0 - predicted).square().mean()
@@ -165,8 +164,14 @@ class LatentPrior(nn.Module):
     def mean(self, codes: Tensor) -> Tensor:
         """The head's prediction of the state, which is the origin where there is no head; zeros where there is neither."""
         codes, base = self._with_origin(codes)
-        predicted = self.ema.module.mean(codes)
+        predicted = self._averaged.mean(codes)
         return self.restore(base + (torch.zeros(len(codes), self.d).to(codes) if predicted is None else predicted))
+
+    @property
+    def _averaged(self) -> Denoiser:
+        averaged = self.ema.module
+        assert isinstance(averaged, Denoiser)
+        return averaged
 
     def update_ema(self) -> None:
         """Average the current weights in; call it after every optimiser step."""

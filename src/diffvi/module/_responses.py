@@ -81,8 +81,9 @@ class Responses:
         return change[near].mean(1) - change.mean(0)
 
     def joined(self, others: Responses, ratio: np.ndarray, offset: np.ndarray) -> tuple[Responses, list[int]]:
-        """With the treatments of ``others`` that this one lacks, whose latents are ``ratio * z + offset`` in the units of
-        this one; also returns which of the others' treatments were taken.
+        """With the treatments of ``others`` that this one lacks, and which of them those are.
+
+        A latent ``z`` of the others is ``ratio * z + offset`` in the units of this one.
         """
         mine, theirs = self.process, others.process
         taken = [i for i, t in enumerate(theirs.treatments) if t not in set(mine.treatments)]

@@ -46,7 +46,9 @@ class Denoiser(nn.Module):
         self.conditions = ConditionEncoder(attributes, width)
         self.activation = nn.SiLU()
         self.backbone = BACKBONES[backbone](d, width=width, **backbone_kwargs)
-        self.head = nn.Sequential(nn.SiLU(), MLP(width, 2 * width, 0.0), nn.SiLU(), nn.Linear(width, d)) if head else None
+        self.head = (
+            nn.Sequential(nn.SiLU(), MLP(width, 2 * width, 0.0), nn.SiLU(), nn.Linear(width, d)) if head else None
+        )
         if self.head is not None:
             for parameter in self.head[-1].parameters():
                 nn.init.zeros_(parameter)

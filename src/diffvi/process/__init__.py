@@ -13,6 +13,7 @@ __all__ = [
     "GaussianPath",
     "LinearFlow",
     "LinearVP",
+    "Pairing",
     "Sampler",
     "ddim",
     "ddpm",
@@ -22,4 +23,5 @@ __all__ = [
     "get_sampler",
     "heun",
     "ode_log_prob",
+    "pair_sources",
 ]
