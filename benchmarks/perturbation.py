@@ -7,6 +7,7 @@
     python benchmarks/perturbation.py folds papalexi2021_thp1_subset.h5ad --guide-key guide
 
     python benchmarks/perturbation.py simulator
+    python benchmarks/perturbation.py cost papalexi2021_thp1_subset.h5ad
 
 Folds: the splits and scores of `diffvi benchmark perturbation`; with `--guide-key` one guide of each gene is held out.
 Kang: each cell type held out in turn (its control cells kept, its stimulated cells removed). Expression is log-normalised to
@@ -29,9 +30,11 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.metrics import r2_score
 
+from diffvi._random import CellStreams
 from diffvi.benchmark._options import Options
 from diffvi.benchmark._perturbation_baselines import Additive, MatchingMean, MeanEffect, NoChange
 from diffvi.benchmark._tasks import Split, _perturbation_split, find_task
+from diffvi.data import sample_counts
 from diffvi.datasets import simulate_perturbations
 from diffvi.metrics import log_normalise
 from diffvi.metrics._counts import dense
@@ -252,9 +255,47 @@ def simulator(arms: list[str], seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def cost(file: str) -> pd.DataFrame:
+    """Seconds of training, and of predicting 10,000 cells over decoding and sampling as many; one thread."""
+    cells = ad.read_h5ad(file)
+    PerturbDiffusion.setup_anndata(cells, "perturbation", "control")
+    model = PerturbDiffusion(cells)
+    started = time.time()
+    model.train(enable_progress_bar=False)
+    rows = [{"what": "training both stages", "seconds": time.time() - started, "ratio": float("nan")}]
+    names = cells.obs["perturbation"]
+    picked = np.random.default_rng(0).choice(np.flatnonzero(names == "control"), 10_000)
+    query = cells[picked].copy()
+    query.obs_names = [f"cell_{i}" for i in range(query.n_obs)]
+    target = str(names[names != "control"].iloc[0])
+    latents, table = model._latent_data(query)
+    state = torch.as_tensor(latents.mean, dtype=torch.float32)
+
+    def decode() -> None:
+        for start in range(0, len(state), 2048):
+            here = np.arange(start, min(start + 2048, len(state)))
+            with torch.inference_mode():
+                sample_counts(model._decode(state[here], table.subset(here)), CellStreams(0, here))
+
+    calls = {
+        "decoding and sampling counts": decode,
+        "predict_perturbation": lambda: model.predict_perturbation(query, target, seed=0),
+        "without diffusion": lambda: model.predict_perturbation(query, target, seed=0, use_diffusion=False),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(4):
+        for name, call in calls.items():
+            started = time.time()
+            call()
+            times[name].append(time.time() - started)
+    least = {name: min(found) for name, found in times.items()}
+    base = least["decoding and sampling counts"]
+    return pd.DataFrame(rows + [{"what": n, "seconds": t, "ratio": t / base} for n, t in least.items()])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["kang", "folds", "simulator"])
+    parser.add_argument("task", choices=["kang", "folds", "simulator", "cost"])
     parser.add_argument("file", nargs="?")
     parser.add_argument("--arms", nargs="*", default=["default"], choices=list(ARMS))
     parser.add_argument("--context-key")
@@ -267,11 +308,15 @@ def main() -> None:
         table = kang(args.file, args.arms, args.seed)
     elif args.task == "simulator":
         table = simulator(args.arms, args.seed)
+    elif args.task == "cost":
+        table = cost(args.file)
     else:
         table = folds(args.file, args.arms, args.seed, args.context_key, args.guide_key)
     if args.csv:
         table.to_csv(args.csv, index=False)
-    by = {"kang": ["method"], "folds": ["held_out", "method"], "simulator": ["world", "status"]}[args.task]
+    by = {"kang": ["method"], "folds": ["held_out", "method"], "simulator": ["world", "status"], "cost": ["what"]}[
+        args.task
+    ]
     print(table.groupby(by, sort=False).mean(numeric_only=True).round(3).to_string())
 
 

@@ -8,7 +8,7 @@ import pytest
 import scanpy as sc
 
 from diffvi import InvalidInputError
-from diffvi.datasets import fetch, pbmc68k, simulate_cells
+from diffvi.datasets import fetch, pbmc68k, simulate_cells, simulate_perturbations
 
 
 def test_pbmc68k_counts_are_the_ones_that_scanpy_normalised():
@@ -57,3 +57,32 @@ def test_a_download_is_checked_and_kept(server, tmp_path):
     assert not list((tmp_path / "other").glob("*cells.txt"))
     with pytest.raises(InvalidInputError, match="`known_hash` must be"):
         fetch(server, "", tmp_path / "cache")
+
+
+def test_simulated_perturbations_have_the_effects_they_state():
+    adata = simulate_perturbations(6000, 30, n_perturbations=2, n_types=1, seed=1)
+    counts, names = adata.X.toarray(), adata.obs["perturbation"]
+    shares = counts / counts.sum(1, keepdims=True) * np.median(counts.sum(1))
+    base = np.log(shares[names == "control"].mean(0) + 0.05)
+    for name in ("A", "B", "A+B"):
+        measured = np.log(shares[names == name].mean(0) + 0.05) - base
+        assert np.corrcoef(measured, adata.uns["log_ratio"][name])[0, 1] > 0.97
+
+
+def test_simulated_worlds_differ_in_how_pairs_combine():
+    factors = {}
+    for kind in ("additive", "sub-additive", "epistatic"):
+        factors[kind] = set(simulate_perturbations(60, 10, interaction=kind, seed=0).uns["epistasis"].values())
+    assert factors == {"additive": {1.0}, "sub-additive": {0.6}, "epistatic": {0.4, 1.6}}
+    with pytest.raises(InvalidInputError, match="`interaction` must be one of"):
+        simulate_perturbations(60, 10, interaction="magic")
+
+
+def test_simulated_non_responders_and_doses():
+    half = simulate_perturbations(2000, 20, responders=0.5, seed=0).obs
+    assert not half.loc[half["perturbation"] == "control", "responder"].any()
+    assert abs(half.loc[half["perturbation"] != "control", "responder"].mean() - 0.5) < 0.05
+    dosed = simulate_perturbations(200, 20, n_perturbations=2, doses=[0.5, 2.0], seed=0)
+    assert set(dosed.obs["dose"]) == {0.0, 0.5, 2.0}
+    norms = np.linalg.norm(dosed.uns["log_ratio"][["A at 0.3", "A at 1", "A at 3"]], axis=0)
+    assert (np.diff(norms) > 0).all()

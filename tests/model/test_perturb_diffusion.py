@@ -8,6 +8,7 @@ from scipy import stats
 
 from diffvi import InvalidInputError, NotTrainedError
 from diffvi.datasets import simulate_perturbations
+from diffvi.metrics import de_agreement, energy_distance, log_normalise, variance_r2
 from diffvi.model import PerturbDiffusion
 from tests.conftest import QUIET
 
@@ -251,6 +252,17 @@ def test_effects_reach_a_cell_type_that_was_never_seen_perturbed(whole):
         for c in (control.X.toarray(), predicted(model, control, "A").layers["perturbed"].toarray(), real.X.toarray())
     )
     assert np.corrcoef(got - base, truth - base)[0, 1] > 0.85
+
+
+def test_predicted_cells_vary_as_real_ones_and_not_only_in_the_mean(perturbed, whole):
+    names = whole.obs["perturbation"]
+    control = whole[names == "control"].copy()
+    got = log_normalise(predicted(perturbed, control, "A+B").layers["perturbed"])
+    real, base = log_normalise(whole[names == "A+B"].X), log_normalise(control.X)
+    assert variance_r2(real, got, base, 30) > 0
+    de = de_agreement(real, got, base)
+    assert 0.5 < de.n_predicted / de.n_real < 2
+    assert energy_distance(real, got) < 0.2 * energy_distance(real, base)
 
 
 def test_responders_and_non_responders_stay_two_groups():

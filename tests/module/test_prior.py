@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffvi.module import LatentPrior
+from diffvi.module import ORIGIN, LatentPrior
 from diffvi.nn import Attribute
 from diffvi.process import get_sampler
 
@@ -112,3 +112,53 @@ def test_evaluation_loss_is_reproducible_and_training_loss_is_not(fitted, two_gr
     fitted.train()
     assert fitted.loss(*batch) != fitted.loss(*batch)
     fitted.eval()
+
+
+# ---------------------------------------------------------------- starting from a state
+
+
+def moving_prior(head_weight=0.0):
+    """Trained on states that are their origin, moved by 2 in the first dimension, with noise of 0.3."""
+    torch.manual_seed(0)
+    attributes = [Attribute("kind", 2), Attribute(ORIGIN, size=3, fixed=True)]
+    prior = LatentPrior(
+        3, attributes, denoiser="mlp", denoiser_kwargs={"width": 32, "depth": 2}, head_weight=head_weight
+    )
+    origin = 3 * torch.randn(2000, 3)
+    mean = origin + torch.tensor([2.0, 0.0, 0.0]) + 0.3 * torch.randn(2000, 3)
+    codes = torch.cat([torch.zeros(2000, 1), origin], 1)
+    return _fit(prior, mean, torch.zeros_like(mean), codes, steps=400)
+
+
+def test_a_state_to_start_from_is_moved_and_not_forgotten():
+    prior = moving_prior()
+    origin = torch.tensor([[5.0, -4.0, 1.0], [-5.0, 4.0, 0.0]]).repeat(300, 1)
+    codes = torch.cat([torch.zeros(600, 1), origin], 1)
+    states = prior.sample(torch.randn(600, 3), codes, get_sampler("heun"), 8)
+    moved = states - origin
+    torch.testing.assert_close(moved.mean(0), torch.tensor([2.0, 0.0, 0.0]), atol=0.2, rtol=0)
+    assert (moved.std(0) - 0.3).abs().max() < 0.15
+    near, far = (prior.log_prob(origin + torch.tensor([d, 0.0, 0.0]), codes, 8).mean() for d in (2.0, 5.0))
+    assert near > far + 5
+    torch.testing.assert_close(prior.mean(codes), origin)
+
+
+def test_the_head_learns_the_mean_and_starts_at_the_origin():
+    codes = torch.cat([torch.zeros(50, 1), torch.randn(50, 3)], 1)
+    attributes = [Attribute("kind", 2), Attribute(ORIGIN, size=3, fixed=True)]
+    fresh = LatentPrior(3, attributes, denoiser="mlp", head_weight=1.0)
+    torch.testing.assert_close(fresh.mean(codes), codes[:, 1:])
+    trained = moving_prior(head_weight=1.0)
+    torch.testing.assert_close(
+        (trained.mean(codes) - codes[:, 1:]).mean(0), torch.tensor([2.0, 0.0, 0.0]), atol=0.2, rtol=0
+    )
+
+
+def test_codes_without_an_origin_mean_that_none_is_given():
+    prior = moving_prior()
+    short = torch.zeros(4, 1)
+    padded = torch.cat([short, torch.full((4, 3), float("nan"))], 1)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(
+        prior.estimate(x, torch.tensor(0.5), short), prior.estimate(x, torch.tensor(0.5), padded)
+    )

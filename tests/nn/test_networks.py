@@ -75,3 +75,40 @@ def test_conditions_are_dropped_cell_by_cell_at_the_stated_rates():
 def test_unknown_denoiser_is_named():
     with pytest.raises(InvalidInputError, match=r"`denoiser` must be one of 'dit', 'mlp'; got 'unet'"):
         Denoiser(3, (), "unet")
+
+
+# ---------------------------------------------------------------- sets and vectors
+
+MIXED = [Attribute("type", 3), Attribute("drugs", 4, size=6, n_features=2), Attribute("start", size=5, fixed=True)]
+
+
+def code(members, weights, start=None):
+    row = [NAN, *members, *[NAN] * (3 - len(members)), *weights, *[0.0] * (3 - len(weights))]
+    return torch.tensor([[*row, *(start or [NAN] * 5)]])
+
+
+def test_a_set_has_no_order_and_an_empty_one_is_not_the_unknown_one():
+    encoder = ConditionEncoder(MIXED, 8)
+    encoder.embeddings[1].features.normal_()
+    a, b = encoder(code([0, 2], [1.0, 0.5])), encoder(code([2, 0], [0.5, 1.0]))
+    torch.testing.assert_close(a, b)
+    unknown = torch.full((1, 12), NAN)
+    assert not torch.allclose(encoder(code([], [])), encoder(unknown))
+    torch.testing.assert_close(encoder(code([1], [0.0])), encoder(code([], [])))
+
+
+def test_a_member_that_was_never_trained_is_told_by_its_features():
+    encoder = ConditionEncoder(MIXED, 8)
+    encoder.embeddings[1].features.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]))
+    torch.testing.assert_close(encoder(code([0], [1.0])), encoder(code([2], [1.0])))
+    assert not torch.allclose(encoder(code([0], [1.0])), encoder(code([1], [1.0])))
+
+
+def test_sets_and_vectors_are_dropped_whole_and_fixed_ones_never():
+    codes = code([0, 2], [1.0, 0.5], [1.0] * 5).repeat(20_000, 1)
+    codes[:, 0] = 1.0
+    dropped = drop_conditions(codes, MIXED, 0.1, 0.1, torch.Generator().manual_seed(0)).isnan()
+    drugs = dropped[:, [1, 2, 4, 5, 6]]
+    assert (drugs.all(1) == drugs.any(1)).all()
+    assert abs(drugs.all(1).double().mean() - 0.19) < 0.01
+    assert not dropped[:, 7:].any()

@@ -161,16 +161,17 @@ class PerturbationCoder:
 
     def decode(self, codes: np.ndarray) -> list[Treatment | None]:
         """The treatments that codes stand for."""
-        unique, inverse = np.unique(codes, axis=0, return_inverse=True, equal_nan=True)
+        # Two NaN are never the same to numpy, and there are many of them.
+        unique, inverse = np.unique(np.nan_to_num(codes, nan=-1.0), axis=0, return_inverse=True)
         found: list[Treatment | None] = []
         for row in unique:
-            if np.isnan(row).all():
+            if (row == -1).all():
                 found.append(None)
                 continue
             parts, weights = row[: self.places], row[self.places :]
             doses = self.dose_unit * np.expm1(weights * np.log1p(self.max_dose / self.dose_unit))
             found.append(
-                tuple((self.members[int(p)], float(f"{d:.6g}")) for p, d in zip(parts, doses, strict=True) if p == p)
+                tuple((self.members[int(p)], float(f"{d:.6g}")) for p, d in zip(parts, doses, strict=True) if p >= 0)
             )
         return [found[i] for i in np.asarray(inverse).ravel()]
 

@@ -13,6 +13,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS
+from scvi.data._utils import _get_adata_minify_type
 from scvi.utils import track
 
 from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_random
@@ -118,10 +119,12 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         treatments = self._wanted(adata, perturbation, dose, unseen)
         fixed = _log_library(library_size, adata.n_obs)
         self._require_controls(adata)
+        if _get_adata_minify_type(adata) is not None:
+            raise InvalidInputError("`adata` is minified: a prediction moves counts, and it holds none.")
         adata = adata.copy() if copy else adata
 
         latents, table = self._latent_data(adata, batch_size=batch_size)
-        counts = self.adata_manager_of(adata).get_from_registry(REGISTRY_KEYS.X_KEY)
+        counts = self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY_KEYS.X_KEY)
         names = np.array([_number(name) for name in adata.obs_names], dtype=np.uint64)
         contexts = self._contexts(latents.codes)
         weights = self._responses.predict(unique := sorted(set(treatments)))
@@ -183,10 +186,6 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
                 f"`adata`: {n} of {adata.n_obs} cells are perturbed already ({key!r}); give control cells, such as "
                 f"`adata[adata.obs[{key!r}] == {self._coder.control!r}]`."
             )
-
-    def adata_manager_of(self, adata: AnnData) -> Any:
-        """The manager of data that has been validated."""
-        return self.get_anndata_manager(adata, required=True)
 
     @torch.inference_mode()
     def _predict_batch(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS
+from scvi.data._utils import _get_adata_minify_type
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
@@ -335,6 +336,8 @@ class PerturbationTrainingMixin:
 
     def _shares(self) -> tuple[sparse.csr_matrix, float]:
         """Counts of the training data as shares of each cell's library, and the median library."""
+        if _get_adata_minify_type(self.adata) is not None:
+            raise InvalidInputError("`adata` is minified: effects are measured on counts, and it holds none.")
         counts = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
         counts = sparse.csr_matrix(counts[:] if not sparse.issparse(counts) else counts, dtype=np.float64)
         library = np.asarray(counts.sum(1)).ravel()
