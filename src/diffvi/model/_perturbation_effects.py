@@ -17,7 +17,8 @@ from diffvi._exceptions import InvalidInputError, one_of, positive_int
 from diffvi.data import TrainingTable, Treatment
 from diffvi.module import EffectWeights
 
-from ._perturbation_training import PSEUDOCOUNT, PerturbationTrainingMixin
+from ._perturbation_measures import PSEUDOCOUNT
+from ._perturbation_training import PerturbationTrainingMixin
 
 CALIBRATION_LEVEL = 0.9
 N_CALIBRATION_CELLS = 64
@@ -48,11 +49,20 @@ class PerturbationEffectsMixin(PerturbationTrainingMixin):
 
     # ---------------------------------------------------------------- effects on a population
 
-    def _reference(self, groupby: str | None, n_cells: int) -> Iterator[tuple[Any, np.ndarray, TrainingTable]]:
-        """Groups of remembered control cells: name, states and what the decoder needs."""
+    def _reference(
+        self, groupby: str | None, n_cells: int, perturbed: bool = False
+    ) -> Iterator[tuple[Any, np.ndarray, TrainingTable]]:
+        """Groups of remembered control cells, on request of contexts in which effects were measured.
+
+        Name, states and what the decoder needs.
+        """
         held = dict(self.controls_ or {})
         state = held.pop("state")
         table = TrainingTable(**held)
+        if perturbed:
+            seen = set(self.perturbed_contexts_)
+            rows = np.flatnonzero([c in seen for c in self._contexts(table.codes)])
+            state, table = state[rows], table.subset(rows)
         groups = np.full(len(state), "all", dtype=object)
         if groupby is not None:
             names = [n for n, e in self.vocabulary.entries.items() if "categories" in e]
@@ -83,9 +93,11 @@ class PerturbationEffectsMixin(PerturbationTrainingMixin):
         """For one weighting: log ratio of mean expression, its spread over cells, and a variance of doubt.
 
         The doubt is how far the log ratio through the latent is from the same weighting of the measured log ratios,
-        beyond their noise: where the decoder has to extrapolate, the two part.
+        beyond their noise: where the decoder has to extrapolate, the two part. In contexts in which no perturbed cell was
+        seen there is also how much effects differ between contexts.
         """
-        gains = self._gains(self._contexts(table.codes))
+        contexts = self._contexts(table.codes)
+        gains, new = self._gains(contexts), 1 - np.mean([c in set(self.perturbed_contexts_) for c in contexts])
         after = self._mean_counts(self._moved(state, weights, gains), table)
         if (offset := self._log_offset(weights[None])) is not None:
             after = after * np.exp(offset)
@@ -94,7 +106,8 @@ class PerturbationEffectsMixin(PerturbationTrainingMixin):
         ratio = np.log(after.mean(0) + PSEUDOCOUNT) - np.log(base.mean(0) + PSEUDOCOUNT)
         assert self.measured_ is not None
         apart = ratio - weights @ self.measured_["log_ratio"]
-        return ratio, cells.std(0), np.maximum(apart**2 - weights**2 @ self.measured_["variance"], 0.0)
+        doubt = np.maximum(apart**2 - weights**2 @ self.measured_["variance"], 0.0)
+        return ratio, cells.std(0), doubt + new * (weights**2 @ self.measured_["between_contexts"])
 
     def _log_offset(self, weights: np.ndarray) -> np.ndarray | None:
         """What the decoder's log rates miss of the measured log ratios, for weightings ``(n, n_treatments)``."""
@@ -121,7 +134,7 @@ class PerturbationEffectsMixin(PerturbationTrainingMixin):
         """
         assert self.measured_ is not None
         process = self._responses.process
-        _, state, table = next(self._reference(None, N_CALIBRATION_CELLS))
+        _, state, table = next(self._reference(None, N_CALIBRATION_CELLS, perturbed=True))
         base = self._mean_counts(state, table)
         eye, held = np.eye(len(process.treatments)), self.measured_
         fitted = np.array([self._effect(state, table, base, w)[0] for w in eye])

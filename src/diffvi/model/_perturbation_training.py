@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,31 +17,16 @@ from diffvi.data import LatentData, PerturbationCoder, TrainingTable, Treatment
 from diffvi.module import EffectProcess, Responses
 from diffvi.process import Pairing, pair_sources
 
+from ._perturbation_measures import Measured, measure
+
 POPULATION = "control_population"
 """Name of the attribute with the mean state of the control cells of a cell's context."""
-
-PSEUDOCOUNT = 0.05
-"""Added to mean counts, at the median library of the training cells, before the logarithm of their ratio is taken."""
 
 MAX_CONTROLS = 5_000
 """Control cells that a model remembers, to say what a perturbation does without data."""
 
 MAX_PAIRS = 100_000
 """Pairs of control and perturbed cells that a model remembers."""
-
-
-@dataclass
-class Measured:
-    """Log ratios of mean expression, perturbed over control, as measured on training cells.
-
-    Parameters
-    ----------
-    log_ratio, variance
-        Mean over contexts, and the square of its standard error, ``(n_treatments, n_genes)``.
-    """
-
-    log_ratio: np.ndarray
-    variance: np.ndarray
 
 
 class PerturbationTrainingMixin:
@@ -169,7 +153,12 @@ class PerturbationTrainingMixin:
         )
         arrived = latents.mean[targets]
         if self.n_smoothed > 1 and len(targets):
-            change = self._smoothed(state[sources], state[targets] - state[sources], targets, treatments)
+            change = self._smoothed(
+                state[sources],
+                state[targets] - state[sources],
+                [treatments[i] for i in targets],
+                training[targets],
+            )
             arrived = (state[sources] + change) * _numpy(prior.scale) + _numpy(prior.shift)
         examples = LatentData(
             np.concatenate([latents.mean, arrived]),
@@ -181,22 +170,23 @@ class PerturbationTrainingMixin:
         return examples, parts
 
     def _smoothed(
-        self, source: np.ndarray, change: np.ndarray, targets: np.ndarray, treatments: list[Treatment | None]
+        self, source: np.ndarray, change: np.ndarray, treatments: list[Treatment | None], training: np.ndarray
     ) -> np.ndarray:
-        """Changes, each the mean of those most like it in where they start and in how they go, treatment by treatment.
+        """Changes, each the mean of the training changes most like it in where they start and in how they go.
 
         Two samples of one population do not match cell by cell, so pairs differ by chance. A mean over neighbours in
         both takes that out and, other than a mean over neighbours in where they start, leaves groups that respond
         differently apart.
         """
-        out = change.copy()
-        names = np.array([self._coder.name(treatments[i] or ()) for i in targets])
-        for name in np.unique(names):
-            mine = np.flatnonzero(names == name)
-            k = min(self.n_smoothed, len(mine))
-            both = np.concatenate([source[mine], change[mine]], axis=1)
-            near = NearestNeighbors(n_neighbors=k).fit(both).kneighbors(both, return_distance=False)
-            out[mine] = change[mine][near].mean(1)
+        out, both = change.copy(), np.concatenate([source, change], axis=1)
+        groups: dict[Treatment | None, list[int]] = {}
+        for i, treatment in enumerate(treatments):
+            groups.setdefault(treatment, []).append(i)
+        for rows in map(np.array, groups.values()):
+            known = rows[training[rows]]
+            if len(known):
+                search = NearestNeighbors(n_neighbors=min(self.n_smoothed, len(known))).fit(both[known])
+                out[rows] = change[known][search.kneighbors(both[rows], return_distance=False)].mean(1)
         return out
 
     def _paired_codes(
@@ -204,8 +194,8 @@ class PerturbationTrainingMixin:
     ) -> np.ndarray:
         """Codes of cells that start from ``start``: treatment, control population and origin.
 
-        The origin is the cell moved by what training says of the treatment. Labels and batches are left out: what counts of them is in the start and the population, which a context that no
-        perturbed cell was seen in has too.
+        The origin is the cell moved by what training says of the treatment. Labels and batches are left out: what
+        counts of them is in the start and the population, which a context that no perturbed cell was seen in has too.
         """
         prior = self.module.prior
         codes = np.full((len(start), prior.origin.stop), np.nan, dtype=np.float32)
@@ -258,7 +248,7 @@ class PerturbationTrainingMixin:
         halves = np.random.default_rng(0).random(len(state)) < 0.5
         tables = {}
         for name, mask in (("all", training), ("half", training & halves), ("other", training & ~halves)):
-            tables[name] = _measure(state[:, :d], x, library, groups, controls, place, mask)
+            tables[name] = measure(state[:, :d], x, library, groups, controls, place, mask)
         effects, noise, measured = tables["all"]
         mine = training[targets]
         change = (state[targets] - state[sources])[mine, :d]
@@ -276,6 +266,7 @@ class PerturbationTrainingMixin:
             self.n_neighbors,
         )
         held: dict[str, Any] = {"log_ratio": measured.log_ratio, "variance": measured.variance}
+        held["between_contexts"] = measured.between_contexts
         held |= {"half_effects": tables["half"][0]}
         for name in ("half", "other"):
             held |= {f"{name}_log_ratio": tables[name][2].log_ratio, f"{name}_variance": tables[name][2].variance}
@@ -342,52 +333,6 @@ class PerturbationTrainingMixin:
         counts = sparse.csr_matrix(counts[:] if not sparse.issparse(counts) else counts, dtype=np.float64)
         library = np.asarray(counts.sum(1)).ravel()
         return sparse.diags_array(1 / np.maximum(library, 1)) @ counts, float(np.median(library))
-
-
-def _measure(
-    z: np.ndarray,
-    shares: sparse.csr_matrix,
-    library: float,
-    groups: dict[tuple[tuple[int, ...], Treatment], list[int]],
-    controls: dict[tuple[int, ...], np.ndarray],
-    place: dict[Treatment, int],
-    mask: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, Measured]:
-    """Latent effect and its noise, and log ratios of expression, for each treatment: within contexts, then over them."""
-    n, d, n_genes = len(place), z.shape[1], shares.shape[1]
-    effect, noise, weight = np.zeros((n, d)), np.zeros((n, d)), np.zeros(n)
-    ratio, variance = np.zeros((n, n_genes)), np.zeros((n, n_genes))
-    base = {c: _moments(z[rows[mask[rows]]], shares[rows[mask[rows]]], library) for c, rows in controls.items()}
-    for (context, treatment), rows in groups.items():
-        mine = np.array(rows)[mask[rows]]
-        if treatment not in place or not len(mine) or base[context] is None:
-            continue
-        mean0, se0, log0, v0 = base[context]
-        mean1, se1, log1, v1 = _moments(z[mine], shares[mine], library)
-        i, w = place[treatment], len(mine)
-        effect[i] += w * (mean1 - mean0)
-        noise[i] += w**2 * (se0 + se1)
-        ratio[i] += w * (log1 - log0)
-        variance[i] += w**2 * (v0 + v1)
-        weight[i] += w
-    weight = np.maximum(weight, 1e-12)[:, None]
-    missing = weight[:, 0] < 1
-    variance[missing], noise[missing] = np.inf, np.inf
-    effect, ratio = effect / weight, ratio / weight
-    return effect, (noise / weight**2).mean(1), Measured(ratio, variance / weight**2)
-
-
-def _moments(z: np.ndarray, shares: Any, library: float) -> Any:
-    """Mean latent and its squared error, log mean expression and its variance; ``None`` for no cells."""
-    n = len(z)
-    if n == 0:
-        return None
-    mean = library * np.asarray(shares.mean(0)).ravel()
-    squares = library**2 * np.asarray(shares.multiply(shares).mean(0)).ravel()
-    spread = z.var(0, ddof=1) / n if n > 1 else np.full(z.shape[1], 1.0)
-    # A gene that no cell has was not measured to be exactly absent: at least the variance of a Poisson count.
-    counts = np.maximum((squares - mean**2) * n / max(n - 1, 1), np.maximum(mean, 1 / n)) / n
-    return z.mean(0), spread, np.log(mean + PSEUDOCOUNT), counts / (mean + PSEUDOCOUNT) ** 2
 
 
 def _numpy(x: Any) -> np.ndarray:

@@ -164,6 +164,8 @@ class EffectProcess:
 
     def _fit(self) -> dict[str, float]:
         free, n = self._free(), len(self.treatments)
+        if n == 0:
+            return {**self.DEFAULTS, "lam": 0.0}
         rows = np.arange(n) if n <= MAX_FITTED else np.random.default_rng(0).choice(n, MAX_FITTED, replace=False)
         treatments, y, noise = [self.treatments[i] for i in rows], self.effects[rows], self.noise[rows]
         start = {**self.DEFAULTS, "tau2": float(max((y**2).mean() - noise.mean(), 0.05 * (y**2).mean(), 1e-6))}

@@ -1,0 +1,83 @@
+"""Mean effects of treatments, as measured on cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from diffvi.data import Treatment
+
+PSEUDOCOUNT = 0.05
+"""Added to mean counts, at the median library of the training cells, before the logarithm of their ratio is taken."""
+
+
+@dataclass
+class Measured:
+    """Log ratios of mean expression, perturbed over control, as measured on training cells.
+
+    Parameters
+    ----------
+    log_ratio, variance
+        Mean over contexts, and the square of its standard error, ``(n_treatments, n_genes)``.
+    between_contexts
+        Variance of the log ratios between contexts, beyond their noise; 0 for one context.
+    """
+
+    log_ratio: np.ndarray
+    variance: np.ndarray
+    between_contexts: np.ndarray
+
+
+def measure(
+    z: np.ndarray,
+    shares: sparse.csr_matrix,
+    library: float,
+    groups: dict[tuple[tuple[int, ...], Treatment], list[int]],
+    controls: dict[tuple[int, ...], np.ndarray],
+    place: dict[Treatment, int],
+    mask: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, Measured]:
+    """Latent effect and its noise, and log ratios of expression, for each treatment: within contexts, then over them."""
+    n, d, n_genes = len(place), z.shape[1], shares.shape[1]
+    effect, noise, weight = np.zeros((n, d)), np.zeros((n, d)), np.zeros(n)
+    ratio, variance, squares, apart = (np.zeros((n, n_genes)) for _ in range(4))
+    n_contexts = np.zeros((n, 1))
+    base = {c: _moments(z[rows[mask[rows]]], shares[rows[mask[rows]]], library) for c, rows in controls.items()}
+    for (context, treatment), rows in groups.items():
+        mine = np.array(rows)[mask[rows]]
+        if treatment not in place or not len(mine) or base[context] is None:
+            continue
+        mean0, se0, log0, v0 = base[context]
+        mean1, se1, log1, v1 = _moments(z[mine], shares[mine], library)
+        i, w = place[treatment], len(mine)
+        effect[i] += w * (mean1 - mean0)
+        noise[i] += w**2 * (se0 + se1)
+        ratio[i] += w * (log1 - log0)
+        variance[i] += w**2 * (v0 + v1)
+        squares[i] += w * (log1 - log0) ** 2
+        apart[i] += w * (v0 + v1)
+        weight[i] += w
+        n_contexts[i] += 1
+    weight = np.maximum(weight, 1e-12)[:, None]
+    missing = weight[:, 0] < 1
+    variance[missing], noise[missing] = np.inf, np.inf
+    effect, ratio = effect / weight, ratio / weight
+    between = np.maximum((squares - apart) / weight - ratio**2, 0.0)
+    between *= np.where(n_contexts > 1, n_contexts / np.maximum(n_contexts - 1, 1), 0.0)
+    return effect, (noise / weight**2).mean(1), Measured(ratio, variance / weight**2, between)
+
+
+def _moments(z: np.ndarray, shares: Any, library: float) -> Any:
+    """Mean latent and its squared error, log mean expression and its variance; ``None`` for no cells."""
+    n = len(z)
+    if n == 0:
+        return None
+    mean = library * np.asarray(shares.mean(0)).ravel()
+    squares = library**2 * np.asarray(shares.multiply(shares).mean(0)).ravel()
+    spread = z.var(0, ddof=1) / n if n > 1 else np.full(z.shape[1], 1.0)
+    # A gene that no cell has was not measured to be exactly absent: at least the variance of a Poisson count.
+    counts = np.maximum((squares - mean**2) * n / max(n - 1, 1), np.maximum(mean, 1 / n)) / n
+    return z.mean(0), spread, np.log(mean + PSEUDOCOUNT), counts / (mean + PSEUDOCOUNT) ** 2
