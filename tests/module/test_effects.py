@@ -48,6 +48,7 @@ def test_a_pair_is_the_scaled_sum_of_its_parts_with_the_scale_of_the_other_pairs
 
 def test_a_part_that_was_only_seen_in_pairs_is_inferred_from_them():
     p = process(["AH", "BH", "CH", "DE", "FG"], singles="ABCDEFG")
+    assert p.status(t("H")) == "seen_in_combination"
     got = p.predict([t("D", "H")])
     np.testing.assert_allclose(got.weights @ p.effects, (SINGLES["D"] + SINGLES["H"])[None], atol=0.6)
 

@@ -13,7 +13,15 @@ from scipy.spatial.distance import cdist
 
 from diffvi.data import Treatment
 
-STATUSES = ("control", "seen", "combo_seen{n}", "unseen_dose", "unseen_embedded", "unseen_no_information")
+STATUSES = (
+    "control",
+    "seen",
+    "combo_seen{n}",
+    "seen_in_combination",
+    "unseen_dose",
+    "unseen_embedded",
+    "unseen_no_information",
+)
 MAX_FITTED = 1500
 """Hyperparameters are fitted on at most this many treatments."""
 
@@ -227,10 +235,10 @@ class EffectProcess:
         if len(treatment) > 1:
             return f"combo_seen{sum(part in known for part, _ in treatment)}"
         part = treatment[0][0]
-        if part in known and self.max_dose > self.dose_unit:
+        if any(len(t) == 1 and t[0][0] == part for t in others):
             return "unseen_dose"
         if part in known:
-            return "seen"
+            return "seen_in_combination"
         return "unseen_embedded" if part in self.features else "unseen_no_information"
 
     def to_dict(self) -> dict[str, Any]:
