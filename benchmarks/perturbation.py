@@ -83,7 +83,7 @@ def scores(real: np.ndarray, predicted: np.ndarray, control: np.ndarray, pca: PC
     }
 
 
-def arm(trained: PerturbDiffusion, **kwargs: object) -> PerturbDiffusion:
+def arm(trained: PerturbDiffusion, max_epochs: int | None, **kwargs: object) -> PerturbDiffusion:
     """A model with the VAE of another, and its own stage 2."""
     model = PerturbDiffusion(trained.adata, **kwargs)
     state = {k: v for k, v in trained.module.state_dict().items() if not k.startswith("prior.")}
@@ -92,11 +92,11 @@ def arm(trained: PerturbDiffusion, **kwargs: object) -> PerturbDiffusion:
     for name in ("train_indices_", "validation_indices_", "test_indices_"):
         setattr(model, name, getattr(trained, name))
     model.is_trained_, model.stages_ = True, {**model.stages_, "vae": trained.stages_["vae"]}
-    model.train_diffusion(enable_progress_bar=False)
+    model.train_diffusion(max_epochs=max_epochs, enable_progress_bar=False)
     return model
 
 
-def kang(file: str, arms: list[str], seed: int, inner: bool) -> pd.DataFrame:
+def kang(file: str, arms: list[str], seed: int, inner: bool, max_epochs: int | None) -> pd.DataFrame:
     """Every cell type held out in turn; ``inner``: every two, which is where settings are chosen."""
     cells = ad.read_h5ad(file)
     types, stimulated = cells.obs["cell_type"].to_numpy(str), (cells.obs["condition"] == "stim").to_numpy()
@@ -128,7 +128,7 @@ def kang(file: str, arms: list[str], seed: int, inner: bool) -> pd.DataFrame:
                 model_kwargs, predict_kwargs = ARMS[name]
                 key = json.dumps(model_kwargs, sort_keys=True)
                 if key not in fitted:
-                    fitted[key] = arm(trained, **model_kwargs)
+                    fitted[key] = arm(trained, max_epochs, **model_kwargs)
                 query = cells[(types == held) & ~stimulated].copy()
                 fitted[key].predict_perturbation(query, "IFNB", seed=seed, **predict_kwargs)
                 guess = log_normalised(dense(query.layers["perturbed"]), target)
@@ -152,7 +152,9 @@ def guide_split(cells: ad.AnnData, key: str, options: Options) -> Iterator[Split
     yield _perturbation_split(cells, names, here, [fold], "one guide of every gene held out", options)
 
 
-def folds(file: str, arms: list[str], seed: int, context_key: str | None, guide_key: str | None) -> pd.DataFrame:
+def folds(
+    file: str, arms: list[str], seed: int, context_key: str | None, guide_key: str | None, max_epochs: int | None
+) -> pd.DataFrame:
     cells, task = ad.read_h5ad(file), find_task("perturbation")
     options = Options(context_key=context_key, seed=seed)
     splits = guide_split(cells, guide_key, options) if guide_key else task.splits(cells, options)
@@ -166,7 +168,7 @@ def folds(file: str, arms: list[str], seed: int, context_key: str | None, guide_
     for split in splits:
         for method in (NoChange(), MatchingMean(), Additive(), MeanEffect()):
             score(method.name, task.draw(method, split, options, seed)[0], split)
-        control = split.extra["control"]
+        control = split.extra["source"]
         parts: dict[str, list[tuple[str, np.ndarray]]] = {name: [] for name in arms}
         for train, fold in split.extra["folds"]:
             train = train.copy()
@@ -180,7 +182,7 @@ def folds(file: str, arms: list[str], seed: int, context_key: str | None, guide_
                 model_kwargs, predict_kwargs = ARMS[name]
                 key = json.dumps(model_kwargs, sort_keys=True)
                 if key not in fitted:
-                    fitted[key] = arm(trained, **model_kwargs)
+                    fitted[key] = arm(trained, max_epochs, **model_kwargs)
                 for perturbation in fold:
                     query = control.copy()
                     fitted[key].predict_perturbation(query, perturbation, unseen="mean", seed=seed, **predict_kwargs)
@@ -292,6 +294,7 @@ def main() -> None:
     parser.add_argument("file", nargs="?")
     parser.add_argument("--arms", nargs="*", default=["default"], choices=list(ARMS))
     parser.add_argument("--inner", action="store_true", help="kang: hold out two types at a time, to choose settings")
+    parser.add_argument("--max-epochs-diffusion", type=int, help="epochs of stage 2; the model's default if not given")
     parser.add_argument("--context-key")
     parser.add_argument("--guide-key")
     parser.add_argument("--seed", type=int, default=0)
@@ -299,13 +302,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.task == "kang":
-        table = kang(args.file, args.arms, args.seed, args.inner)
+        table = kang(args.file, args.arms, args.seed, args.inner, args.max_epochs_diffusion)
     elif args.task == "simulator":
         table = simulator(args.arms, args.seed)
     elif args.task == "cost":
         table = cost(args.file)
     else:
-        table = folds(args.file, args.arms, args.seed, args.context_key, args.guide_key)
+        table = folds(args.file, args.arms, args.seed, args.context_key, args.guide_key, args.max_epochs_diffusion)
     if args.csv:
         table.to_csv(args.csv, index=False)
     by = {"kang": ["method"], "folds": ["held_out", "method"], "simulator": ["world", "status"], "cost": ["what"]}[

@@ -195,3 +195,19 @@ def test_space_scores_see_smoothing_and_scrambling():
     assert np.isnan(metrics.moran_i(np.ones((400, 1)), np.stack([line, 0 * line], 1))[0])
     with pytest.raises(InvalidInputError, match="`sample` has the shape"):
         metrics.evaluate_space(real, real, real[:5], coordinates)
+
+
+def test_controls_of_their_own_take_the_shared_noise_out_of_an_effect():
+    """Nothing happens; cells that forget the controls they started from look right if judged by those same controls."""
+    rng = np.random.default_rng(0)
+    rate = rng.gamma(2.0, 2.0, size=80)
+
+    def cells(n, name):
+        obs = pd.DataFrame({"p": [name] * n}, index=[f"{name}_{i}" for i in range(n)])
+        return AnnData(rng.poisson(rate, size=(n, 80)).astype(float), obs=obs)
+
+    real, predicted, control, source = cells(200, "A"), cells(200, "A"), cells(15, "c"), cells(15, "c")
+    shared = metrics.evaluate_perturbation(real, predicted, control, "p")
+    apart = metrics.evaluate_perturbation(real, predicted, control, "p", source=source)
+    assert _mean(shared, "pearson_delta") > 0.6
+    assert abs(_mean(apart, "pearson_delta")) < 0.3

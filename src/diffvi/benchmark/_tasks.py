@@ -154,7 +154,7 @@ def _perturbation_splits(adata: AnnData, options: Options) -> Iterator[Split]:
 def _perturbation_split(
     adata: AnnData, names: np.ndarray, here: np.ndarray, folds: list[list[str]], name: str, options: Options
 ) -> Split:
-    """Held-out perturbations in ``here``; one half of the controls there is for training, the other for scoring.
+    """Held-out perturbations in ``here``; one half of the controls there is for scoring, the other for everything else.
 
     With the same controls in both, their sampling noise would be shared by predicted and real effects.
     """
@@ -172,6 +172,7 @@ def _perturbation_split(
     extra = {
         "folds": data,
         "control": adata[scored].copy(),
+        "source": adata[np.sort(controls[len(controls) // 2 :][:MAX_CONTROLS])].copy(),
         "reference": np.mean(
             [_perturbed_mean(train, here[rows], options) for (train, _), rows in zip(data, trains, strict=True)], 0
         ),
@@ -198,7 +199,7 @@ def _fit_perturbation(method: Any, split: Split, options: Options) -> None:
 
 def _draw_perturbation(method: Any, split: Split, options: Options, seed: int) -> tuple[Any, int]:
     del seed
-    control = split.extra["control"]
+    control = split.extra["source"]
     cells, names = [], []
     for train, fold in split.extra["folds"]:
         method.fit(train, options.perturbation_key, options.control, options.context_key)
@@ -212,8 +213,9 @@ def _draw_perturbation(method: Any, split: Split, options: Options, seed: int) -
 
 
 def _score_perturbation(answer: Any, split: Split, options: Options, seed: int) -> pd.DataFrame:
+    held, key = split.extra, options.perturbation_key
     table = evaluate_perturbation(
-        split.test, answer, split.extra["control"], options.perturbation_key, split.extra["reference"], seed
+        split.test, answer, held["control"], key, held["reference"], seed, source=held["source"]
     )
     mean = table.groupby("score", sort=False)[["value", "floor"]].mean()
     return mean.assign(best=table.groupby("score")["best"].first()).reset_index()

@@ -49,6 +49,7 @@ def evaluate_perturbation(
     perturbation_key: str,
     reference: np.ndarray | None = None,
     seed: int = 0,
+    source: AnnData | None = None,
 ) -> pd.DataFrame:
     """Score predicted perturbed cells against real ones, perturbation by perturbation.
 
@@ -67,6 +68,10 @@ def evaluate_perturbation(
         the mean over the perturbations in ``real``.
     seed
         Seed of the draws.
+    source
+        Control cells that the predictions started from, where those are others than ``control``: predicted effects are
+        then counted from their mean. With the same cells on both sides the noise of their mean is part of the real
+        effect and of the predicted one, and a prediction that draws cells to the mean of all perturbed ones is rewarded.
 
     Returns
     -------
@@ -79,8 +84,8 @@ def evaluate_perturbation(
     InvalidInputError
         If genes differ, a column is missing, or a perturbation has no predicted or fewer than 4 real cells.
     """
-    for name, cells in (("predicted", predicted), ("control", control)):
-        if not real.var_names.equals(cells.var_names):
+    for name, cells in (("predicted", predicted), ("control", control), ("source", source)):
+        if cells is not None and not real.var_names.equals(cells.var_names):
             raise InvalidInputError(f"`{name}` must have the genes of `real` in the same order.")
     for name, cells in (("real", real), ("predicted", predicted)):
         if perturbation_key not in cells.obs:
@@ -102,7 +107,8 @@ def evaluate_perturbation(
     halves = {name: np.array_split(rng.permutation(len(cells)), 2) for name, cells in truth.items()}
     first = {name: cells[halves[name][0]] for name, cells in truth.items()}
     second = {name: cells[halves[name][1]] for name, cells in truth.items()}
-    value = _perturbation_scores(truth, guess, c, reference, seed)
+    moved = 0.0 if source is None else c.mean(0) - expression(source).mean(0)
+    value = _perturbation_scores(truth, guess, c, reference, seed, shift=moved)
     # A replicate has controls of its own: with shared ones, their noise would be shared by both effects. Its effect is
     # put on the other half's controls, as a prediction is.
     one, two = (c[rows] for rows in np.array_split(rng.permutation(len(c)), 2))
