@@ -25,7 +25,8 @@ def pearson_delta(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray
     The correlation; 0 where a change is constant, as for a prediction of no change.
     """
     a, b = real - reference, predicted - reference
-    return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(np.corrcoef(a, b)[0, 1])
+    constant = min(float(np.ptp(a)), float(np.ptp(b))) < 1e-6  # up to rounding of single precision
+    return 0.0 if constant else float(np.corrcoef(a, b)[0, 1])
 
 
 def effect_distance(real: np.ndarray, predicted: np.ndarray) -> float:

@@ -120,8 +120,12 @@ class PerturbationEffectsMixin(PerturbationTrainingMixin):
         ratio, variance = self.measured_["log_ratio"].astype(float), self.measured_["variance"].astype(float)
         noise = predicted.weights**2 @ variance
         between = np.maximum((ratio**2 - variance).mean(0), 0.05 * max(float((ratio**2 - variance).mean()), 1e-4))
-        share = predicted.epistemic / self._responses.process.params["tau2"]
-        return noise, share[:, None] * between[None]
+        share = (predicted.epistemic - 0.5 * predicted.deviation) / self._responses.process.params["tau2"]
+        # Half of a combination's deviation is in proportion to what is predicted, as an interaction that makes the sum of
+        # the parts stronger or weaker is; the other half may be anywhere.
+        size = ((predicted.weights @ self._responses.process.effects) ** 2).mean(1)
+        strength = np.divide(0.5 * predicted.deviation, size, out=np.zeros_like(size), where=size > 0)
+        return noise, share[:, None] * between[None] + strength[:, None] * (predicted.weights @ ratio) ** 2
 
     # ---------------------------------------------------------------- calibration
 
@@ -129,8 +133,9 @@ class PerturbationEffectsMixin(PerturbationTrainingMixin):
         """Factors on the standard deviations, one a status, from predictions of training effects left out.
 
         The measured effects have noise of their own; a factor is the one with which 90 % of them lie within their
-        interval when that noise is added. For treatments that were seen, one half of the cells predicts the other. No
-        factor is below 1: the decoder has seen what is left out here, and will not have seen what is asked for.
+        interval when that noise is added. For treatments that were seen, one half of the cells predicts the other. Of a
+        factor below 1 the root is taken: the decoder has seen what is left out here, and will not have seen what is
+        asked for.
         """
         assert self.measured_ is not None
         process = self._responses.process
@@ -158,8 +163,8 @@ class PerturbationEffectsMixin(PerturbationTrainingMixin):
                 error = ratio - held["other_log_ratio"][i]
                 errors.setdefault("seen", []).append((error, variance, held["other_variance"][i]))
         pooled = [e for status, found in errors.items() if status != "seen" for e in found]
-        self.calibration_ = {status: max(1.0, _factor(found)) for status, found in errors.items() if len(found) >= 3}
-        self.calibration_["other"] = max(1.0, _factor(pooled)) if len(pooled) >= 3 else 1.0
+        self.calibration_ = {status: _factor(found) for status, found in errors.items() if len(found) >= 3}
+        self.calibration_["other"] = _factor(pooled) if len(pooled) >= 3 else 1.0
         for name in ("half_effects", "half_log_ratio", "half_variance", "other_log_ratio", "other_variance"):
             del held[name]
 
@@ -390,7 +395,7 @@ def _factor(errors: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], level: 
         middle = np.sqrt(low * high)
         covered = (np.abs(error) <= z * np.sqrt(middle**2 * variance + noise)).mean()
         low, high = (low, middle) if covered >= level else (middle, high)
-    return float(high)
+    return float(high if high > 1 else np.sqrt(high))
 
 
 def _some(names: set[str]) -> str:

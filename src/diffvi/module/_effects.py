@@ -39,6 +39,8 @@ class EffectWeights:
         the process (squared standard deviations of the latent).
     epistemic
         Variance of what the training effects do not determine, in the same units.
+    deviation
+        The part of it by which a combination that was not measured may deviate from the sum of its parts.
     status
         One of :data:`STATUSES` each, with the number of known parts for a combination.
     """
@@ -46,6 +48,7 @@ class EffectWeights:
     weights: np.ndarray
     noise: np.ndarray
     epistemic: np.ndarray
+    deviation: np.ndarray
     status: list[str]
 
 
@@ -212,7 +215,8 @@ class EffectProcess:
         weights = cross @ self._precision
         total = prior + extra - (weights * cross).sum(1)
         noise = (weights**2) @ self.noise
-        return EffectWeights(weights, noise, np.maximum(total - noise, 0.0), [self.status(t) for t in treatments])
+        epistemic, status = np.maximum(total - noise, 0.0), [self.status(t) for t in treatments]
+        return EffectWeights(weights, noise, epistemic, self._deviation(treatments, status, epistemic), status)
 
     def leave_one_out(self) -> EffectWeights:
         """What would be predicted for each training treatment without its own measurement."""
@@ -222,7 +226,13 @@ class EffectProcess:
         noise = (weights**2) @ self.noise
         own = self.noise if self.shrink else 1e-6 * self.params["tau2"]
         status = [self.status(t, without=t) for t in self.treatments]
-        return EffectWeights(weights, noise, np.maximum(1 / diagonal - own - noise, 0.0), status)
+        epistemic = np.maximum(1 / diagonal - own - noise, 0.0)
+        return EffectWeights(weights, noise, epistemic, self._deviation(self.treatments, status, epistemic), status)
+
+    def _deviation(self, treatments: Sequence[Treatment], status: list[str], epistemic: np.ndarray) -> np.ndarray:
+        """Variance of what is a combination's own, where it was not measured."""
+        own = np.diag(self._misfit(treatments)) if len(treatments) else np.zeros(0)
+        return np.minimum(np.where([s.startswith("combo") for s in status], own, 0.0), epistemic)
 
     def status(self, treatment: Treatment, without: Treatment | None = None) -> str:
         """How much training says about a treatment."""
