@@ -17,10 +17,9 @@ from diffvi._exceptions import InvalidInputError, one_of, positive_int
 from diffvi.data import TrainingTable, Treatment
 from diffvi.module import EffectWeights
 
-from ._perturbation_measures import PSEUDOCOUNT
+from ._perturbation_measures import PSEUDOCOUNT, coverage_factor
 from ._perturbation_training import PerturbationTrainingMixin
 
-CALIBRATION_LEVEL = 0.9
 N_CALIBRATION_CELLS = 64
 
 
@@ -163,8 +162,8 @@ class PerturbationEffectsMixin(PerturbationTrainingMixin):
                 error = ratio - held["other_log_ratio"][i]
                 errors.setdefault("seen", []).append((error, variance, held["other_variance"][i]))
         pooled = [e for status, found in errors.items() if status != "seen" for e in found]
-        self.calibration_ = {status: _factor(found) for status, found in errors.items() if len(found) >= 3}
-        self.calibration_["other"] = _factor(pooled) if len(pooled) >= 3 else 1.0
+        self.calibration_ = {status: coverage_factor(found) for status, found in errors.items() if len(found) >= 3}
+        self.calibration_["other"] = coverage_factor(pooled) if len(pooled) >= 3 else 1.0
         for name in ("half_effects", "half_log_ratio", "half_variance", "other_log_ratio", "other_variance"):
             del held[name]
 
@@ -384,18 +383,6 @@ def _interaction(ratio: np.ndarray, parts: list[np.ndarray]) -> tuple[float, flo
         return float("nan"), float("nan")
     total = np.sum(parts, axis=0)
     return float(np.linalg.norm(ratio - total)), float(ratio @ total / max(float(total @ total), 1e-12))
-
-
-def _factor(errors: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], level: float = CALIBRATION_LEVEL) -> float:
-    """Factor on standard deviations that makes intervals, with the noise of the truth added, cover at ``level``."""
-    error, variance, noise = (np.concatenate([e[i] for e in errors]) for i in range(3))
-    z = norm.ppf(0.5 + level / 2)
-    low, high = 0.05, 20.0
-    for _ in range(40):
-        middle = np.sqrt(low * high)
-        covered = (np.abs(error) <= z * np.sqrt(middle**2 * variance + noise)).mean()
-        low, high = (low, middle) if covered >= level else (middle, high)
-    return float(high if high > 1 else np.sqrt(high))
 
 
 def _some(names: set[str]) -> str:

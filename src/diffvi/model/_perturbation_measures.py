@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import sparse
+from scipy.stats import norm
 
 from diffvi.data import Treatment
 
@@ -81,3 +83,15 @@ def _moments(z: np.ndarray, shares: Any, library: float) -> Any:
     # A gene that no cell has was not measured to be exactly absent: at least the variance of a Poisson count.
     counts = np.maximum((squares - mean**2) * n / max(n - 1, 1), np.maximum(mean, 1 / n)) / n
     return z.mean(0), spread, np.log(mean + PSEUDOCOUNT), counts / (mean + PSEUDOCOUNT) ** 2
+
+
+def coverage_factor(errors: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], level: float = 0.9) -> float:
+    """Factor on standard deviations that makes intervals, with the noise of the truth added, cover at ``level``."""
+    error, variance, noise = (np.concatenate([e[i] for e in errors]) for i in range(3))
+    z = norm.ppf(0.5 + level / 2)
+    low, high = 0.05, 20.0
+    for _ in range(40):
+        middle = np.sqrt(low * high)
+        covered = (np.abs(error) <= z * np.sqrt(middle**2 * variance + noise)).mean()
+        low, high = (low, middle) if covered >= level else (middle, high)
+    return float(high if high > 1 else np.sqrt(high))
