@@ -53,6 +53,8 @@ ARMS: dict[str, tuple[dict, dict]] = {
     "no measured effects": ({"additive": False, "head_weight": 1.0}, {}),
     "no population": ({"condition_on_population": False}, {}),
     "no shrinkage": ({"shrink": False}, {}),
+    "no diffusion, no shrinkage": ({"shrink": False}, {"use_diffusion": False}),
+    "no diffusion, no shrinkage, rate offset": ({"shrink": False, "rate_offset": True}, {"use_diffusion": False}),
     "pairs as they are": ({"n_smoothed": 1}, {}),
     "random pairs": ({"pairing": "random"}, {}),
     "effects encoder": ({"perturbation_encoder": "effects"}, {}),

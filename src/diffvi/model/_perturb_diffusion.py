@@ -69,7 +69,8 @@ class PerturbDiffusion(PerturbationPredictionMixin, LatentDiffusionMixin, SCVI):
         Tell the networks the mean latent of the control cells of a cell's context.
     rate_offset
         Also correct the decoded log rates of each gene by what the latent changes leave of the measured log ratios,
-        shrunk by its noise.
+        shrunk by its noise. Helps with many weak effects in one kind of cell, and hurts in a cell type that was never
+        seen perturbed (``benchmarks/perturbation.md``).
     **vae_kwargs
         Passed to :class:`scvi.module.VAE`.
 
