@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import anndata as ad
@@ -123,7 +125,8 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
             raise InvalidInputError("`adata` is minified: a prediction moves counts, and it holds none.")
         adata = adata.copy() if copy else adata
 
-        latents, table = self._latent_data(adata, batch_size=batch_size)
+        with _without_notes():
+            latents, table = self._latent_data(adata, batch_size=batch_size)
         counts = self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY_KEYS.X_KEY)
         names = np.array([_number(name) for name in adata.obs_names], dtype=np.uint64)
         contexts = self._contexts(latents.codes)
@@ -318,6 +321,18 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         first = np.arange(both.n_obs) < int((library > 0).sum())
         result = super().differential_expression(both, idx1=first, idx2=~first, **kwargs)  # type: ignore[misc]
         return result.assign(cells="predicted")
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Keep scvi from noting that the set-up is carried over to new cells, which is what is asked for."""
+    logger = logging.getLogger("scvi")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _number(name: str) -> int:
