@@ -323,6 +323,25 @@ def test_shuffled_labels_leave_no_effect(whole):
     assert (norms.to_numpy() < 0.35 * truth).all()
 
 
+def test_an_indicator_matrix_and_contexts_of_ones_own():
+    adata = simulate_perturbations(200, 20, n_perturbations=2, seed=1)
+    names = adata.obs["perturbation"].astype(str)
+    adata.obsm["hot"] = pd.DataFrame({p: names.str.contains(p).astype(int) for p in "AB"}, index=adata.obs_names)
+    del adata.obs["perturbation"]
+    adata.obs["plate"] = np.where(np.arange(200) < 100, "one", "two")
+    scvi.settings.seed = 0
+    PerturbDiffusion.setup_anndata(
+        adata, "hot", labels_key="cell_type", context_keys=["plate"], condition_keys=["plate"]
+    )
+    model = PerturbDiffusion(adata, **SMALL)
+    model.train(max_epochs=2, max_epochs_diffusion=2, **FAST)
+    assert set(model.get_perturbation_effect()["perturbation"]) == {"A", "B", "A+B"}
+    assert sorted(model.control_means_) == [(0,), (1,)]
+    got = model.predict_perturbation(perturbation="A+B", seed=0, guidance_scale=2.0)
+    assert np.isfinite(got.layers["perturbed_mean"]).all()
+    assert (model.generate(3, {"hot": "B+A"}, seed=0).obs["hot"] == "A+B").all()
+
+
 def test_an_scvi_model_gets_perturbations(whole):
     adata = whole.copy()
     scvi.model.SCVI.setup_anndata(adata, labels_key="cell_type")
