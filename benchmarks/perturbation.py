@@ -55,6 +55,8 @@ ARMS: dict[str, tuple[dict, dict]] = {
     "no shrinkage": ({"shrink": False}, {}),
     "no diffusion, no shrinkage": ({"shrink": False}, {"use_diffusion": False}),
     "no diffusion, no shrinkage, rate offset": ({"shrink": False, "rate_offset": True}, {"use_diffusion": False}),
+    "two steps": ({}, {"n_steps": 2}),
+    "one step": ({}, {"n_steps": 1}),
     "pairs as they are": ({"n_smoothed": 1}, {}),
     "random pairs": ({"pairing": "random"}, {}),
     "effects encoder": ({"perturbation_encoder": "effects"}, {}),
