@@ -5,6 +5,8 @@ from anndata import AnnData
 
 from diffvi import InvalidInputError
 from diffvi.data import ConditionVocabulary, TrainingTable
+from diffvi.datasets import simulate_cells
+from diffvi.model import LatentDiffusionSCVI
 
 OBS = pd.DataFrame(
     {"type": pd.Categorical(["B", "T", "B", None]), "dose": [0.0, 1.0, 2.0, np.nan], "flag": [True, False, True, True]}
@@ -79,3 +81,15 @@ def test_training_table_picks_cells_that_agree_as_far_as_any_do():
     wanted = np.array([[0, 1], [1, np.nan], [1, 1], [np.nan, np.nan]], dtype=np.float32)
     rows = table.match(wanted, np.array([0.5, 0.5, 0.5, 0.99]))
     assert rows.tolist() == [1, 2, 2, 2]
+
+
+def test_numbered_batches_are_names_and_not_amounts():
+    adata = simulate_cells(80, 12, n_batches=2, seed=0)
+    adata.obs["run"] = np.where(adata.obs["batch"] == "batch_1", 107, 101)
+    LatentDiffusionSCVI.setup_anndata(adata, batch_key="run")
+    model = LatentDiffusionSCVI(adata, n_hidden=8)
+    assert model.vocabulary.entries["run"] == {"categories": [101, 107]}
+    codes = model.vocabulary.encode({"run": [107, 101]}, 2)
+    # The decoder is given the same numbers, so they have to be scvi's.
+    scvi_codes = dict(zip(adata.obs["run"], adata.obs["_scvi_batch"], strict=True))
+    assert codes[:, 0].tolist() == [scvi_codes[107], scvi_codes[101]]

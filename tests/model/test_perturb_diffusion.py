@@ -328,11 +328,9 @@ def test_an_indicator_matrix_and_contexts_of_ones_own():
     names = adata.obs["perturbation"].astype(str)
     adata.obsm["hot"] = pd.DataFrame({p: names.str.contains(p).astype(int) for p in "AB"}, index=adata.obs_names)
     del adata.obs["perturbation"]
-    adata.obs["plate"] = np.where(np.arange(200) < 100, "one", "two")
+    adata.obs["plate"] = np.where(np.arange(200) < 100, 101, 107)
     scvi.settings.seed = 0
-    PerturbDiffusion.setup_anndata(
-        adata, "hot", labels_key="cell_type", context_keys=["plate"], condition_keys=["plate"]
-    )
+    PerturbDiffusion.setup_anndata(adata, "hot", labels_key="cell_type", context_keys=["plate"])
     model = PerturbDiffusion(adata, **SMALL)
     model.train(max_epochs=2, max_epochs_diffusion=2, **FAST)
     assert set(model.get_perturbation_effect()["perturbation"]) == {"A", "B", "A+B"}
@@ -364,6 +362,7 @@ def test_a_query_adds_perturbations_and_keeps_those_of_the_reference(whole):
     new.train(max_epochs=5, max_epochs_diffusion=5, plan_kwargs={"weight_decay": 0.0}, **QUIET)
     after = new.get_perturbation_effect(["A", "C"])
     assert after["status"].unique().tolist() == ["seen"]
+    assert len(new.controls_["state"]) > len(model.controls_["state"])
     assert np.corrcoef(before, after.query("perturbation == 'A'")["log_fold_change"])[0, 1] > 0.9
 
 
@@ -388,6 +387,7 @@ def test_nothing_is_predicted_before_training(whole, control):
         ({"perturbation": ["A", "B"]}, r"`perturbation` has 2 values for 40 cells"),
         ({"perturbation": "A", "decode": "magic"}, r"`decode` must be one of 'transport', 'resample'; got 'magic'"),
         ({"perturbation": "A", "n_samples": 0}, r"`n_samples` must be a whole number of at least 1; got 0"),
+        ({"perturbation": "A", "dose": 3.0}, r"`dose`: the model was set up without `dose_key`; got 3.0"),
         ({"perturbation": "A", "dose": -1.0}, r"`dose` must be a number of at least 0; got -1.0"),
         ({"perturbation": "A", "library_size": 100.0}, r"`library_size` needs `decode=\"resample\"`"),
         ({"perturbation": "A", "unseen": "zero"}, r"`unseen` must be one of None, 'mean'; got 'zero'"),

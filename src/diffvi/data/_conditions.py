@@ -27,14 +27,17 @@ class ConditionVocabulary:
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def from_obs(cls, obs: pd.DataFrame, keys: Sequence[str]) -> ConditionVocabulary:
-        """Learn the vocabulary of ``keys``; numeric columns become numeric attributes, all others categories."""
+    def from_obs(cls, obs: pd.DataFrame, keys: Sequence[str], categorical: Sequence[str] = ()) -> ConditionVocabulary:
+        """Learn the vocabulary of ``keys``; numeric columns become numeric attributes, all others categories.
+
+        The ``categorical`` among them are categories whatever they hold: batches are often numbered.
+        """
         entries: dict[str, dict[str, Any]] = {}
         for key in keys:
             values = obs[key].dropna()
             if len(values) == 0:
                 raise InvalidInputError(f"`condition_keys`: adata.obs[{key!r}] has no value for any cell.")
-            if is_numeric_dtype(values) and not is_bool_dtype(values):
+            if is_numeric_dtype(values) and not is_bool_dtype(values) and key not in categorical:
                 if not np.isfinite(values.to_numpy(float)).all():
                     raise InvalidInputError(f"`condition_keys`: adata.obs[{key!r}] holds infinite values.")
                 entries[key] = {"mean": float(values.mean()), "sd": float(values.std(ddof=0)) or 1.0}

@@ -166,6 +166,8 @@ class ConditionsField(fields.BaseAnnDataField):
     ----------
     keys
         Columns of ``adata.obs``.
+    categorical
+        Those that hold categories even if they are numbers.
     sets
         Further entries of the vocabulary, by name: how each is learnt from the data.
     """
@@ -173,10 +175,13 @@ class ConditionsField(fields.BaseAnnDataField):
     VOCABULARY_KEY = "vocabulary"
 
     def __init__(
-        self, keys: Sequence[str], sets: Mapping[str, Callable[[AnnData], dict[str, Any]]] | None = None
+        self,
+        keys: Sequence[str],
+        categorical: Sequence[str] = (),
+        sets: Mapping[str, Callable[[AnnData], dict[str, Any]]] | None = None,
     ) -> None:
         super().__init__()
-        self.keys, self.sets = list(dict.fromkeys(keys)), dict(sets or {})
+        self.keys, self.categorical, self.sets = list(dict.fromkeys(keys)), tuple(categorical), dict(sets or {})
 
     @property
     def registry_key(self) -> str:
@@ -199,7 +204,7 @@ class ConditionsField(fields.BaseAnnDataField):
 
     def register_field(self, adata: AnnData) -> dict:
         super().register_field(adata)
-        vocabulary = ConditionVocabulary.from_obs(adata.obs, self.keys)
+        vocabulary = ConditionVocabulary.from_obs(adata.obs, self.keys, self.categorical)
         vocabulary.entries |= {name: learn(adata) for name, learn in self.sets.items()}
         return self._write(adata, vocabulary)
 
@@ -235,13 +240,15 @@ def scvi_fields(
     continuous_covariate_keys: Sequence[str] | None,
     condition_keys: Sequence[str] | None,
     query: bool = False,
+    context_keys: Sequence[str] | None = None,
     sets: Mapping[str, Callable[[AnnData], dict[str, Any]]] | None = None,
 ) -> list[fields.BaseAnnDataField]:
     """The fields of :class:`scvi.model.SCVI` and those of the prior, after a check of every argument.
 
-    A ``query`` that is registered with a model that is trained already may lack labels and conditions. ``sets`` are
-    further conditions: see :class:`ConditionsField`.
+    A ``query`` that is registered with a model that is trained already may lack labels and conditions. ``context_keys``
+    are conditions that hold categories, as labels and batch do; ``sets`` are further ones: see :class:`ConditionsField`.
     """
+    categorical = [key for key in (labels_key, batch_key, *(context_keys or ())) if key is not None]
     if not query:
         check_obs_columns(adata, labels_key=labels_key, condition_keys=condition_keys)
     check_obs_columns(
@@ -267,5 +274,5 @@ def scvi_fields(
         fields.NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
         fields.CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
         fields.NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
-        ConditionsField([key for key in (labels_key, batch_key, *(condition_keys or ())) if key is not None], sets),
+        ConditionsField([*categorical, *(condition_keys or ())], categorical, sets),
     ]

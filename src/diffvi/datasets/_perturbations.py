@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from diffvi._exceptions import one_of, positive_int, seed_or_random
+from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_random
 
 INTERACTIONS = {"additive": 1.0, "sub-additive": 0.6, "epistatic": 1.0}
 HALF_DOSE = 1.0
@@ -64,7 +64,7 @@ def simulate_perturbations(
     Raises
     ------
     InvalidInputError
-        If ``interaction`` is not known.
+        If ``interaction`` is not known, or there are more than 26 perturbations.
 
     Examples
     --------
@@ -73,9 +73,11 @@ def simulate_perturbations(
     """
     n_obs, n_vars = positive_int("n_obs", n_obs), positive_int("n_vars", n_vars)
     one_of("interaction", interaction, INTERACTIONS)
+    if positive_int("n_perturbations", n_perturbations) > 26:
+        raise InvalidInputError(f"`n_perturbations` must be at most 26; got {n_perturbations}.")
     rng = np.random.default_rng(seed_or_random(seed))
     n_programs = 4
-    singles = [chr(ord("A") + i) for i in range(positive_int("n_perturbations", n_perturbations))]
+    singles = [chr(ord("A") + i) for i in range(n_perturbations)]
     shifts = dict(zip(singles, strength * rng.normal(size=(len(singles), n_programs)), strict=True))
     factors = {}
     pairs = [] if doses is not None else ["+".join(pair) for pair in combinations(singles, 2)]

@@ -89,10 +89,7 @@ class GenerationMixin:
         """
         self._require("diffusion")  # type: ignore[attr-defined]
         n_obs, batch_size = positive_int("n_obs", n_obs), positive_int("batch_size", batch_size)
-        if sampler is None:
-            sampler = "dpmpp_2m" if self.module.prior.prediction == "data" else "heun"
-        one_of("sampler", sampler, SAMPLERS)
-        n_steps = DEFAULT_STEPS[sampler] if n_steps is None else positive_int("n_steps", n_steps)
+        sampler, n_steps = self._sampler(sampler, n_steps)
         seed = seed_or_random(seed)
         vocabulary = self.vocabulary  # type: ignore[attr-defined]
         codes = vocabulary.encode(conditions, n_obs)
@@ -117,6 +114,15 @@ class GenerationMixin:
             seed=seed, sampler=sampler, n_steps=n_steps, guidance_scale=dict(zip(vocabulary.names, scales, strict=True))
         )
         return cells
+
+    def _sampler(
+        self, sampler: str | None, n_steps: int | None, usual: Mapping[str, int] = DEFAULT_STEPS
+    ) -> tuple[str, int]:
+        """The sampler that is asked for or fits what the denoiser predicts, and its steps."""
+        if sampler is None:
+            sampler = "dpmpp_2m" if self.module.prior.prediction == "data" else "heun"
+        one_of("sampler", sampler, SAMPLERS)
+        return sampler, usual[sampler] if n_steps is None else positive_int("n_steps", n_steps)
 
     @torch.inference_mode()
     def _generate_batch(

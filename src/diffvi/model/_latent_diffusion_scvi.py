@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from anndata import AnnData
-from scvi.data import AnnDataManager
-from scvi.data._utils import _get_adata_minify_type
 from scvi.model import SCVI
 
 from diffvi._exceptions import InvalidInputError
@@ -172,11 +170,7 @@ class LatentDiffusionSCVI(LatentDiffusionMixin, SCVI):
             condition_keys,
             query="source_registry" in kwargs,
         )
-        if (minified := _get_adata_minify_type(adata)) is not None:
-            fields += cls._get_fields_for_adata_minification(minified)
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, fields, setup_method_args, **kwargs)
 
     @classmethod
     def from_scvi_model(

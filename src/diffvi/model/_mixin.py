@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data._utils import _get_adata_minify_type
 from torch import Tensor
 
 from diffvi._exceptions import InvalidInputError, NotTrainedError
@@ -178,6 +180,16 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
             f"{super().summary_string}\n"  # type: ignore[misc]
             f"Genes: {self.module.n_input}. Conditions of the prior: {conditions}.\nStages: {stages}."
         )
+
+    @classmethod
+    def _register(cls, adata: AnnData, fields: list[Any], setup_method_args: dict[str, Any], **kwargs: Any) -> None:
+        """The end of every ``setup_anndata``: register the fields, those of minified data too."""
+        owner: Any = cls
+        if (minified := _get_adata_minify_type(adata)) is not None:
+            fields = [*fields, *owner._get_fields_for_adata_minification(minified)]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        owner.register_manager(manager)
 
     @classmethod
     def load_query_data(cls, *args: Any, **kwargs: Any) -> Any:

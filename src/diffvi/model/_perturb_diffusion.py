@@ -6,8 +6,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scvi.data import AnnDataManager
-from scvi.data._utils import _get_adata_minify_type
 from scvi.model import SCVI
 
 from diffvi._exceptions import InvalidInputError, one_of
@@ -28,9 +26,9 @@ class PerturbDiffusion(PerturbationPredictionMixin, LatentDiffusionMixin, SCVI):
 
     The latent of a control cell is moved by what training says of the perturbation: the measured effects, weighted by
     a Gaussian process over treatments (so that combinations start from the scaled sum of their parts and unknown
-    perturbations from their embedding), as the control cells most like it responded to them. A deterministic head adds
-    what that leaves on average, and a diffusion over latent changes the spread (optimal transport pairs of control and
-    perturbed cells). The cell's own counts are then moved by the ratio of the decoded rates
+    perturbations from their embedding), as the control cells most like it responded to them. A diffusion over
+    latent changes adds the spread (optimal transport pairs of control and perturbed cells), and a deterministic head, on
+    request, what the measured effects leave on average. The cell's own counts are then moved by the ratio of the decoded rates
     (:func:`~diffvi.data.transport_counts`), which keeps what the latent does not hold.
 
     Parameters
@@ -229,8 +227,8 @@ class PerturbDiffusion(PerturbationPredictionMixin, LatentDiffusionMixin, SCVI):
         condition_keys
             Further columns that condition the prior.
         context_keys
-            Columns within whose combinations perturbed cells are compared with control cells; ``None`` for batch and
-            label.
+            Columns, of categories, within whose combinations perturbed cells are compared with control cells; ``None``
+            for batch and label. They condition the prior too.
         separator
             Between the parts of a combination.
         **kwargs
@@ -261,17 +259,14 @@ class PerturbDiffusion(PerturbationPredictionMixin, LatentDiffusionMixin, SCVI):
             continuous_covariate_keys,
             condition_keys,
             query=query,
+            context_keys=context_keys,
             sets={
                 perturbation_key: lambda cells: learn_perturbations(
                     cells, perturbation_key, control, separator, dose_key, embedding
                 )
             },
         )
-        if (minified := _get_adata_minify_type(adata)) is not None:
-            fields += cls._get_fields_for_adata_minification(minified)
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, fields, setup_method_args, **kwargs)
 
     @classmethod
     def from_scvi_model(

@@ -36,6 +36,8 @@ class PerturbationEffectsMixin(PerturbationTrainingMixin):
             raise InvalidInputError(f"`dose` must be a number of at least 0; got {dose!r}.")
         if dose is None and coder.dose_key is not None and coder.parse(perturbation):
             raise InvalidInputError(f"`dose` is needed for {perturbation!r}: the model was set up with `dose_key`.")
+        if dose and coder.dose_key is None and not coder.obsm:
+            raise InvalidInputError(f"`dose`: the model was set up without `dose_key`; got {dose!r}.")
         treatment: Treatment = coder.parse(perturbation, 1.0 if dose is None else float(dose))
         process = self._responses.process
         unknown = [part for part, _ in treatment if part not in process.known and part not in process.features]

@@ -21,13 +21,13 @@ from scvi.utils import track
 from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_random
 from diffvi._random import CellStreams
 from diffvi.data import Treatment, sample_counts, transport_counts
-from diffvi.process import SAMPLERS, get_sampler
+from diffvi.process import get_sampler
 
 from ._generation import DEFAULT_STEPS, _log_library
 from ._perturbation_effects import PerturbationEffectsMixin
 
 DECODERS = ("transport", "resample")
-HEUN_STEPS = 2
+USUAL_STEPS = {**DEFAULT_STEPS, "heun": 2}
 """A change that starts at what is expected of a cell needs fewer steps than a cell that starts from noise."""
 
 
@@ -106,9 +106,7 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         self._require("diffusion")
         one_of("decode", decode, DECODERS)
         n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)
-        sampler = one_of("sampler", sampler or "heun", SAMPLERS)
-        usual = HEUN_STEPS if sampler == "heun" else DEFAULT_STEPS[sampler]
-        n_steps = usual if n_steps is None else positive_int("n_steps", n_steps)
+        sampler, n_steps = self._sampler(sampler, n_steps, USUAL_STEPS)
         scale = self.vocabulary.scales(guidance_scale)
         seed = seed_or_random(seed)
         if library_size is not None and decode == "transport":

@@ -58,6 +58,7 @@ class PerturbationTrainingMixin:
     _decode: Any
     _require: Any
     _latent_data: Any
+    _sampler: Any
     _provenance: Any
     get_var_names: Any
     get_anndata_manager: Any
@@ -142,8 +143,11 @@ class PerturbationTrainingMixin:
         targets, sources = (np.concatenate(v) if v else np.zeros(0, int) for v in (target, source))
         pool = np.concatenate(list(controls.values()))
         pool = np.sort(np.random.default_rng(0).permutation(pool)[:MAX_CONTROLS])
-        if len(pool):
-            self.controls_ = {"state": latents.mean[pool], **vars(table.subset(pool))}
+        start, cells = latents.mean[pool], table.subset(pool)
+        if self.replay_ is not None and self.controls_ is not None:
+            old = dict(self.controls_)
+            start, cells = np.concatenate([old.pop("state"), start]), TrainingTable(**old).append(cells)
+        self.controls_ = {"state": start, **vars(cells)}
         self._remember(state, treatments, groups, controls, training, targets, sources)
 
         extra = prior.origin.stop - latents.codes.shape[1]

@@ -66,8 +66,8 @@ class EffectProcess:
                    + \kappa^2 \tau^2 |t| \, 1[t = t', |t| > 1]
 
     with :math:`r_{ij} = \lambda [(1 - \omega) e^{-|f_i - f_j|^2 / 2 \ell^2} + \omega f_i^T f_j] + (1 - \lambda) 1[i = j]` for
-    features of mean length one (kernel ridge on them, linear and not), :math:`s_t = 1` for singles and the combination scale for combinations. Every measured effect has its own noise. So a treatment that was
-    measured well is predicted by its measurement, one measured badly is drawn to what its parts, its neighbours and the
+    features of mean length one (kernel ridge on them, linear and not), :math:`s_t = 1` for singles and the combination
+    scale for combinations. Every measured effect has its own noise. So a treatment that was measured well is predicted by its measurement, one measured badly is drawn to what its parts, its neighbours and the
     mean effect say, a combination that was not measured is the scaled sum of its parts, and an unknown perturbation
     has the mean effect and a large variance. Hyperparameters maximise the marginal likelihood under weak priors.
 
@@ -139,7 +139,8 @@ class EffectProcess:
         (items_a, design_a), (items_b, design_b) = (self._design(t, p["scale"]) for t in (a, b))
         if not items_a or not items_b:
             return np.zeros((len(a), len(b)))
-        same = np.array([[float(x == y) for y, _ in items_b] for x, _ in items_a])
+        names_a, names_b = (np.array([name for name, _ in items]) for items in (items_a, items_b))
+        same = (names_a[:, None] == names_b[None]).astype(float)
         if self.features:
             one, two = (self._vectors(items) for items in (items_a, items_b))
             alike = (1 - p["omega"]) * np.exp(-0.5 * (cdist(one, two) / (p["length"] * self._length)) ** 2)
