@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -35,5 +36,21 @@ class CellStreams:
         """Standard normal noise of shape ``(n_cells, d)``."""
         return torch.from_numpy(np.stack([g.standard_normal(d, dtype=np.float32) for g in self._streams]))
 
+    def repeated(self, n: int) -> CellStreams:
+        """The same streams, each ``n`` times in a row."""
+        copies = CellStreams(0, [])
+        copies._streams = [stream for stream in self._streams for _ in range(n)]
+        return copies
+
     def __iter__(self) -> Iterator[np.random.Generator]:
         return iter(self._streams)
+
+
+def cell_number(name: str) -> int:
+    """A number that stands for a cell, whichever other cells are there."""
+    return int.from_bytes(hashlib.blake2b(str(name).encode(), digest_size=8).digest(), "big")
+
+
+def nth_seed(seed: int, draw: int) -> int:
+    """The seed of a draw; the first has the seed itself."""
+    return (seed + draw * 0x9E3779B97F4A7C15) % 2**63

@@ -19,7 +19,7 @@ from ._counts import Matrix, log_normalise
 def classifier_two_sample(
     real: Matrix,
     generated: Matrix,
-    space: Literal["genes", "pca"] = "genes",
+    space: Literal["genes", "pca", "features"] = "genes",
     classifier: Literal["forest", "logistic"] = "forest",
     n_components: int = 50,
     n_estimators: int = 300,
@@ -27,7 +27,7 @@ def classifier_two_sample(
 ) -> float:
     """Area under the ROC curve of a classifier that tells generated from real cells; 0.5 is best.
 
-    Five-fold cross-validated on log-normalised counts (Lopez-Paz and Oquab 2017). The PCA is fitted on both sets
+    Five-fold cross-validated (Lopez-Paz and Oquab 2017), on log-normalised counts unless told otherwise. The PCA is fitted on both sets
     together: one that is fitted on training cells alone tells two halves of real data apart.
 
     Parameters
@@ -35,7 +35,8 @@ def classifier_two_sample(
     real, generated
         Counts, cells by genes.
     space
-        All genes, or the first principal components.
+        All genes, or the first principal components of the log-normalised counts; ``"features"`` takes the values as they
+        are, such as ``log1p`` proteins.
     classifier
         A random forest, or logistic regression.
     n_components
@@ -59,7 +60,8 @@ def classifier_scores(
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Origin (1 for generated) and out-of-fold probability of being generated, real cells first."""
-    x = np.concatenate([log_normalise(real), log_normalise(generated)])
+    prepare: Callable[..., np.ndarray] = dense if space == "features" else log_normalise
+    x = np.concatenate([prepare(real), prepare(generated)])
     y = np.repeat([0, 1], [real.shape[0], generated.shape[0]])
     if space == "pca":
         x = PCA(min(n_components, *x.shape), random_state=seed).fit_transform(x)

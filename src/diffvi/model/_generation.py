@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from scvi.utils import track
+from torch import Tensor
 
 from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_random
 from diffvi._random import CellStreams
@@ -103,13 +104,12 @@ class GenerationMixin:
             fixed = log_library if isinstance(log_library, str | None) else log_library[rows]
             parts.append(self._generate_batch(codes[rows], scales, n_steps, sampler, fixed, CellStreams(seed, rows)))
 
-        cells = AnnData(
-            X=sparse.vstack([part["counts"] for part in parts], format="csr"),
-            obs=vocabulary.decode(np.concatenate([part["codes"] for part in parts])),
-            var=pd.DataFrame(index=pd.Index(self.get_var_names())),  # type: ignore[attr-defined]
-            layers={"normalized": np.concatenate([part["normalized"] for part in parts])},
-            obsm={"X_latent": np.concatenate([part["latent"] for part in parts])},
-        )
+        joined = {
+            name: sparse.vstack(values, format="csr") if sparse.issparse(values[0]) else np.concatenate(values)
+            for name in parts[0]
+            for values in [[part[name] for part in parts]]
+        }
+        cells = self._assemble(joined, vocabulary.decode(joined["codes"]))
         cells.uns["diffvi"] = self._provenance(
             seed=seed, sampler=sampler, n_steps=n_steps, guidance_scale=dict(zip(vocabulary.names, scales, strict=True))
         )
@@ -159,27 +159,44 @@ class GenerationMixin:
         if log_library is not None:
             fixed = table.log_library if isinstance(log_library, str) else log_library
             state[:, -1] = torch.as_tensor(fixed, dtype=state.dtype, device=device)
+        return {"codes": codes, **self._draw_cells(state, table, streams)}
+
+    def _draw_cells(self, state: Tensor, table: TrainingTable, streams: CellStreams) -> dict[str, Any]:
+        """Arrays of the cells that states stand for, with counts drawn from the cells' own streams."""
         px = self._decode(state, table)  # type: ignore[attr-defined]
         return {
-            "codes": codes,
             "latent": state[:, :-1].cpu().numpy(),
             "normalized": px.scale.cpu().numpy(),
             "counts": sample_counts(px, streams),
         }
+
+    def _assemble(self, arrays: dict[str, Any], obs: pd.DataFrame) -> Any:
+        """The object that :meth:`generate` returns, from what :meth:`_draw_cells` drew."""
+        return AnnData(
+            X=arrays["counts"],
+            obs=obs,
+            var=pd.DataFrame(index=pd.Index(self.get_var_names())),  # type: ignore[attr-defined]
+            layers={"normalized": arrays["normalized"]},
+            obsm={"X_latent": arrays["latent"]},
+        )
 
     @torch.inference_mode()
     def _draw_replay(self, batch_size: int = 4096) -> dict[str, Any]:
         """A state from the prior for each remembered training cell's conditions, with what the table holds of it."""
         prior = self.module.prior
         device = prior.shift.device
-        table = TrainingTable(**(self.training_table_ or {}))
+        table, all_codes = self._replayed(TrainingTable(**(self.training_table_ or {})))
         states = []
-        for start in range(0, len(table.codes), batch_size):
-            rows = np.arange(start, min(start + batch_size, len(table.codes)))
+        for start in range(0, len(all_codes), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(all_codes)))
             noise = CellStreams(0, rows).normal(prior.d).to(device)
-            codes = torch.as_tensor(table.codes[rows], device=device)
+            codes = torch.as_tensor(all_codes[rows], device=device)
             states.append(prior.sample(noise, codes, get_sampler("heun"), DEFAULT_STEPS["heun"], 1.0).cpu().numpy())
-        return {"state": np.concatenate(states), **vars(table)}
+        return {"state": np.concatenate(states), **vars(table), "codes": all_codes}
+
+    def _replayed(self, table: TrainingTable) -> tuple[TrainingTable, np.ndarray]:
+        """Cells to remember, and everything that the prior is to be reminded of under."""
+        return table, table.codes
 
     def _override(self, table: TrainingTable, name: str, values: np.ndarray) -> None:
         """Give the decoder the attribute that was asked for; scvi's codes are those of the vocabulary."""
@@ -234,81 +251,6 @@ class GenerationMixin:
             u, c = (torch.as_tensor(v[rows], dtype=torch.float32, device=device) for v in (latents.mean, codes))
             parts.append(self.module.prior.log_prob(u, c, n_steps).cpu().numpy())
         return np.concatenate(parts)
-
-    def denoise(
-        self,
-        adata: AnnData | None = None,
-        noise_level: float | None = None,
-        use_conditions: bool = True,
-        key_added: str = "denoised",
-        batch_size: int = 2048,
-        copy: bool = False,
-    ) -> AnnData | None:
-        r"""Denoise cells with the learned prior in place of the VAE's standard normal one.
-
-        The encoder's posterior :math:`N(m, s^2)` is a standard normal prior times a Gaussian likelihood
-        with mean :math:`m / (1 - s^2)` and variance :math:`s^2 / (1 - s^2)`. That is a noisy observation
-        of the latent, whose expectation under the learned prior is what the denoiser predicts at the
-        noise level of the observation (Tweedie's formula; Efron 2011). One level is used for a cell, the
-        median over the dimensions, because those that the encoder does not use are all noise. The result is decoded at the cell's own library size.
-
-        Parameters
-        ----------
-        adata
-            Cells; ``None`` for the model's own.
-        noise_level
-            Standard deviation of the noise to assume, in standard deviations of the latent; ``None`` for
-            each cell's own posterior uncertainty. Larger values pull harder towards common states.
-        use_conditions
-            Condition on the cells' own attributes.
-        key_added
-            Writes ``layers[key_added]`` (expected counts at the cell's library), ``obsm["X_" + key_added]``
-            (latent) and ``uns[key_added]``.
-        batch_size
-            Cells at a time.
-        copy
-            Return a copy with the results instead of writing to ``adata``.
-
-        Raises
-        ------
-        NotTrainedError
-            If the diffusion stage is not trained.
-        InvalidInputError
-            If ``noise_level`` is not positive.
-        """
-        self._require("diffusion")  # type: ignore[attr-defined]
-        if noise_level is not None and not (np.isfinite(noise_level) and noise_level > 0):
-            raise InvalidInputError(f"`noise_level` must be None or a positive number; got {noise_level!r}.")
-        adata = self.adata if adata is None else adata  # type: ignore[attr-defined]
-        adata = adata.copy() if copy else adata
-        latents, table = self._latent_data(adata, batch_size=batch_size)  # type: ignore[attr-defined]
-        prior = self.module.prior
-        device = prior.shift.device
-        expected, clean = [], []
-        with torch.inference_mode():
-            for start in range(0, len(latents.mean), batch_size):
-                rows = np.arange(start, min(start + batch_size, len(latents.mean)))
-                mean, sd, codes = (
-                    torch.as_tensor(v[rows], device=device) for v in (latents.mean, latents.scale, latents.codes)
-                )
-                shrunk = (1 - sd.square()).clamp_min(0.2)
-                observed = prior.standardise(mean / torch.where(sd > 0, shrunk, torch.ones_like(sd)))
-                if noise_level is None:
-                    noise = (sd.square() / shrunk / prior.scale.square())[:, :-1].median(1).values.sqrt()
-                else:
-                    noise = torch.full((len(rows),), float(noise_level), device=device)
-                t = prior.path.time_of_noise(noise)
-                codes = codes if use_conditions else torch.full_like(codes, float("nan"))
-                x0 = prior.estimate(prior.path.alpha(t)[:, None] * observed, t, codes)
-                state = prior.restore(x0.clamp(prior.low, prior.high))
-                state[:, -1] = mean[:, -1]
-                px = self._decode(state, table.subset(rows))  # type: ignore[attr-defined]
-                expected.append(px.mean.cpu().numpy())
-                clean.append(state[:, :-1].cpu().numpy())
-        adata.layers[key_added] = np.concatenate(expected)
-        adata.obsm[f"X_{key_added}"] = np.concatenate(clean)
-        adata.uns[key_added] = self._provenance(units="expected counts at the cell's own library size")
-        return adata if copy else None
 
     def annotate(self, adata: AnnData | None = None, copy: bool = False, **log_prob_kwargs: Any) -> AnnData | None:
         """Write the model's view of cells into ``adata``.

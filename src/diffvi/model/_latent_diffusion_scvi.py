@@ -9,10 +9,11 @@ from scvi.model import SCVI
 from diffvi._exceptions import InvalidInputError
 from diffvi.data import scvi_fields
 
+from ._denoising import DenoisingMixin
 from ._mixin import LatentDiffusionMixin
 
 
-class LatentDiffusionSCVI(LatentDiffusionMixin, SCVI):
+class LatentDiffusionSCVI(DenoisingMixin, LatentDiffusionMixin, SCVI):
     r"""Latent diffusion on scVI: generates cells with integer counts, given any of their attributes.
 
     An scVI encoder and decoder (:cite:p:`Lopez18`) give every cell a latent :math:`z`; a diffusion

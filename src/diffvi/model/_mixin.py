@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
+from scvi.data._manager import AnnDataManagerValidationCheck
 from scvi.data._utils import _get_adata_minify_type
 from torch import Tensor
 
@@ -36,13 +37,17 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
     on, and :meth:`_decode`, which turns a state back into counts.
     """
 
+    ADDED_PARTS: tuple[str, ...] = ("prior.",)
+    """Parts of the module that a plain scvi model does not have."""
+
     registry_: dict[str, Any]
 
     def _add_prior(self, **prior_kwargs: Any) -> None:
         """Attach an untrained prior to ``self.module`` and start its dispersions at ``exp(2)``."""
         self.module.prior = LatentPrior(self._state_size, self._prior_attributes, **prior_kwargs)
-        if getattr(self.module, "px_r", None) is not None:
-            torch.nn.init.constant_(self.module.px_r, 2.0)
+        for name in ("px_r", "py_r"):
+            if getattr(self.module, name, None) is not None:
+                torch.nn.init.constant_(getattr(self.module, name), 2.0)
         self.stages_ = {stage: {"status": NOT_TRAINED, "epochs": 0} for stage in ("vae", "diffusion")}
         self.training_table_ = None
         self.replay_ = None
@@ -167,7 +172,9 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
             raise InvalidInputError(
                 '`weights` must be "uniform"; got "importance", which assumes a standard normal prior.'
             )
-        return super().get_normalized_expression(*args, weights=weights, **kwargs)  # type: ignore[misc]
+        # Not every scvi model has the argument.
+        given = {} if weights is None else {"weights": weights}
+        return super().get_normalized_expression(*args, **given, **kwargs)  # type: ignore[misc]
 
     @property
     def summary_string(self) -> str:
@@ -178,7 +185,7 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
         )
         return (
             f"{super().summary_string}\n"  # type: ignore[misc]
-            f"Genes: {self.module.n_input}. Conditions of the prior: {conditions}.\nStages: {stages}."
+            f"Genes: {self.summary_stats.n_vars}. Conditions of the prior: {conditions}.\nStages: {stages}."
         )
 
     @classmethod
@@ -187,7 +194,9 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
         owner: Any = cls
         if (minified := _get_adata_minify_type(adata)) is not None:
             fields = [*fields, *owner._get_fields_for_adata_minification(minified)]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        # Cells that a modality of a MuData lacks are for the fields to judge.
+        checks = AnnDataManagerValidationCheck(check_fully_paired_mudata=False)
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args, validation_checks=checks)
         manager.register_fields(adata, **kwargs)
         owner.register_manager(manager)
 
@@ -234,7 +243,7 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
             },
         )
         missing, unexpected = model.module.load_state_dict(source.module.state_dict(), strict=False)
-        if unexpected or any(not name.startswith("prior.") for name in missing):
+        if unexpected or any(not name.startswith(cls.ADDED_PARTS) for name in missing):
             raise InvalidInputError("`model_kwargs` change the VAE, which has to stay as it was trained.")
         for name in ("train_indices_", "validation_indices_", "test_indices_", "history_"):
             setattr(model, name, getattr(source, name, None))

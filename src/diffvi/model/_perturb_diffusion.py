@@ -15,13 +15,14 @@ from diffvi.module import ORIGIN
 from diffvi.nn import Attribute
 from diffvi.process import PAIRINGS, Pairing
 
+from ._denoising import DenoisingMixin
 from ._mixin import LatentDiffusionMixin
 from ._perturbation_prediction import PerturbationPredictionMixin
 from ._perturbation_setup import check_perturbations, embedding_table, learn_perturbations
 from ._perturbation_training import POPULATION
 
 
-class PerturbDiffusion(PerturbationPredictionMixin, LatentDiffusionMixin, SCVI):
+class PerturbDiffusion(PerturbationPredictionMixin, DenoisingMixin, LatentDiffusionMixin, SCVI):
     r"""What a cell would look like after a perturbation, and how sure that is.
 
     The latent of a control cell is moved by what training says of the perturbation: the measured effects, weighted by

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from scvi.data._utils import _get_adata_minify_type
 from scvi.utils import track
 
 from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_random
-from diffvi._random import CellStreams
+from diffvi._random import CellStreams, cell_number, nth_seed
 from diffvi.data import Treatment, sample_counts, transport_counts
 from diffvi.process import get_sampler
 
@@ -129,7 +128,7 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         with _without_notes():
             latents, table = self._latent_data(adata, batch_size=batch_size)
         counts = self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY_KEYS.X_KEY)
-        names = np.array([_number(name) for name in adata.obs_names], dtype=np.uint64)
+        names = np.array([cell_number(name) for name in adata.obs_names], dtype=np.uint64)
         contexts = self._contexts(latents.codes)
         weights = self._responses.predict(unique := sorted(set(treatments)))
         number = {t: i for i, t in enumerate(unique)}
@@ -150,7 +149,7 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
             }
             draws = [
                 self._predict_batch(
-                    here, CellStreams(_mixed(seed, k), names[rows]), use_diffusion, decode, sampler, n_steps, scale
+                    here, CellStreams(nth_seed(seed, k), names[rows]), use_diffusion, decode, sampler, n_steps, scale
                 )
                 for k in range(n_samples)
             ]
@@ -334,16 +333,6 @@ def _without_notes() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _number(name: str) -> int:
-    """A number that stands for a cell, whichever other cells are there."""
-    return int.from_bytes(hashlib.blake2b(str(name).encode(), digest_size=8).digest(), "big")
-
-
-def _mixed(seed: int, draw: int) -> int:
-    """The seed of a draw; the first has the seed itself."""
-    return (seed + draw * 0x9E3779B97F4A7C15) % 2**63
 
 
 def _offset(px: Any, log_offset: np.ndarray | None) -> Any:

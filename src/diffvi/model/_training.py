@@ -9,6 +9,7 @@ import numpy as np
 from scvi import settings
 from scvi.dataloaders import DataSplitter
 from scvi.model._utils import use_distributed_sampler
+from scvi.model.base import UnsupervisedTrainingMixin
 
 from diffvi._exceptions import InvalidInputError
 from diffvi.data import LatentData, TrainingTable
@@ -131,7 +132,8 @@ class StagedTrainingMixin:
             kwargs["plan_kwargs"] = {**label, **(kwargs.get("plan_kwargs") or {})}
         self.module.train()
         self.stages_ = {**self.stages_, "diffusion": {"status": "not trained", "epochs": 0}}
-        super().train(max_epochs=max_epochs, batch_size=batch_size, **kwargs)  # type: ignore[misc]
+        # By name: some scvi models have a `train` with the arguments of a plan of their own.
+        UnsupervisedTrainingMixin.train(self, max_epochs=max_epochs, batch_size=batch_size, **kwargs)  # type: ignore[arg-type]
 
     def train_diffusion(
         self,
@@ -184,6 +186,10 @@ class StagedTrainingMixin:
                 devices=devices,
                 **trainer_kwargs,
             )()
+        self._finish_diffusion()
+
+    def _finish_diffusion(self) -> None:
+        """What a model still has to fit when the prior is trained."""
 
     def _with_replay(
         self, latents: LatentData, table: TrainingTable, split: list[np.ndarray]
@@ -191,11 +197,14 @@ class StagedTrainingMixin:
         """Add the reference's cells, as its own prior drew them, to the training cells of a scArches query."""
         replay = dict(self.replay_ or {})
         state, n = replay.pop("state"), len(latents.mean)
+        # What the reference is remembered under may be more than the user's attributes, which come first.
+        more = replay["codes"].shape[1] - latents.codes.shape[1]
         joined = LatentData(
             np.concatenate([latents.mean, state]),
             np.concatenate([latents.scale, np.zeros_like(state)]),
-            np.concatenate([latents.codes, replay["codes"]]),
+            np.concatenate([np.pad(latents.codes, ((0, 0), (0, more)), constant_values=np.nan), replay["codes"]]),
         )
+        replay["codes"] = replay["codes"][:, : latents.codes.shape[1]]
         training = np.concatenate([split[0], n + np.arange(len(state))])
         return joined, table.append(TrainingTable(**replay)), [training, *split[1:]]
 

@@ -1,7 +1,19 @@
-"""The latent prior, and what it starts from where perturbations move cells."""
+"""The latent prior, what it starts from where perturbations move cells or one modality is known, and the multimodal VAE."""
 
 from ._effects import EffectProcess, EffectWeights
+from ._kernel_path import KernelPath, ProteinFeatures, RNAFeatures
+from ._multimodal import MultimodalVAE
 from ._prior import ORIGIN, LatentPrior
 from ._responses import Responses
 
-__all__ = ["ORIGIN", "EffectProcess", "EffectWeights", "LatentPrior", "Responses"]
+__all__ = [
+    "ORIGIN",
+    "EffectProcess",
+    "EffectWeights",
+    "KernelPath",
+    "LatentPrior",
+    "MultimodalVAE",
+    "ProteinFeatures",
+    "RNAFeatures",
+    "Responses",
+]

@@ -136,6 +136,7 @@ class LatentPrior(nn.Module):
 
         if self.training:
             codes = drop_conditions(codes, self.attributes, self.condition_dropout, self.condition_dropout)
+        codes = self.with_noise(codes, generator)
         codes, origin = self._with_origin(codes)
         x0, noise = self.standardise(mean + sd * normal()) - origin, normal()
         t = self.path.random_times(len(mean), generator).to(mean)
@@ -147,6 +148,15 @@ class LatentPrior(nn.Module):
         output = network(self.path.diffuse(x0, noise, t), t, codes)
         error = output - self.path.target(self.prediction, x0, noise, t)
         return (self.path.weight(self.prediction, t) * error.square()).mean() + self.head_weight * head_loss
+
+    def with_noise(self, codes: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Codes with the noise of the attributes that have some, where they are given."""
+        for attribute, where in zip(self.attributes, columns(self.attributes), strict=True):
+            if attribute.noise > 0 and where.stop <= codes.shape[1]:
+                shape = (len(codes), attribute.size)
+                codes = codes.clone()
+                codes[:, where] += attribute.noise * torch.randn(shape, generator=generator).to(codes)
+        return codes
 
     def _with_origin(self, codes: Tensor) -> tuple[Tensor, Tensor | float]:
         """Codes with the origin standardised, and the origin itself: zeros where it is not given."""

@@ -28,6 +28,9 @@ class Attribute:
     fixed
         Part of where a cell starts rather than of what is asked for: never hidden in training, and shown to the network
         whatever the guidance.
+    noise
+        Standard deviation of normal noise that training adds to a numeric attribute, for one that is known better of the
+        training cells than of new ones; whoever samples draws it too.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Attribute:
     size: int = 1
     n_features: int = 0
     fixed: bool = False
+    noise: float = 0.0
 
 
 def columns(attributes: Sequence[Attribute]) -> list[slice]:

@@ -1,0 +1,250 @@
+"""TotalDiffusion on CITE-seq data, beside simple baselines and totalVI; see multimodal.md for the recorded tables.
+
+    python benchmarks/multimodal.py cite pbmc10k_cite.h5mu [--no-totalvi] [--model DIR] [--csv out.csv]
+    python benchmarks/multimodal.py query pbmc10k_cite.h5mu pbmc5k_rna_only.h5ad
+
+The split is that of `diffvi benchmark translation --test-size 0.3`: random, 2,000 genes chosen on the training cells. CRPS is
+twice the mean pinball loss over 39 levels, on log1p counts; CLR is a cell's log1p counts less their mean. The forest of
+the two-sample test (300 trees, five folds) sees log-normalised genes, log1p proteins, or both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import mudata
+import numpy as np
+import pandas as pd
+import scvi
+import torch
+from scipy import stats
+from sklearn.cluster import KMeans
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.preprocessing import StandardScaler
+
+from diffvi.benchmark._options import Options
+from diffvi.benchmark._tasks import find_task
+from diffvi.benchmark._translation_baselines import KernelRidgeTranslation, TotalVITranslation
+from diffvi.metrics import classifier_two_sample, cross_correlation_agreement, log_normalise
+from diffvi.metrics._counts import dense
+from diffvi.metrics._translation import feature_correlation, feature_rmse
+from diffvi.model import TotalDiffusion
+
+LEVELS = np.arange(1, 40) / 40
+MARKERS = {"CD3": ["CD3D", "CD3E"], "CD19": ["MS4A1", "CD79A"], "CD14": ["CD14", "LYZ"], "CD8a": ["CD8A", "CD8B"]}
+
+
+def split(path: str, seed: int) -> tuple[Any, Any]:
+    """Training and test cells, each RNA and protein."""
+    task = find_task("translation")
+    part = next(iter(task.splits(mudata.read_h5mu(path), Options(test_size=0.3, n_top_genes=2000, seed=seed))))
+    return part.train, part.test
+
+
+def trained(train: Any, **train_kwargs: Any) -> tuple[TotalDiffusion, float]:
+    """A model with its defaults, and the seconds that it took."""
+    mdata = mudata.MuData({"rna": train[0].copy(), "protein": train[1].copy()})
+    TotalDiffusion.setup_mudata(mdata)
+    model = TotalDiffusion(mdata)
+    start = time.perf_counter()
+    model.train(enable_progress_bar=False, **train_kwargs)
+    return model, time.perf_counter() - start
+
+
+def clr(logged: np.ndarray) -> np.ndarray:
+    return logged - logged.mean(1, keepdims=True)
+
+
+def means(name: str, truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    return {
+        "method": name,
+        "pearson": np.nanmean(feature_correlation(truth, predicted)),
+        "pearson_clr": np.nanmean(feature_correlation(clr(truth), clr(predicted))),
+        "rmse": feature_rmse(truth, predicted).mean(),
+    }
+
+
+def pinball(truth: np.ndarray, quantiles: np.ndarray) -> float:
+    """CRPS from the quantiles at LEVELS, ``(levels, cells, features)``."""
+    error = truth - quantiles
+    return float(2 * np.maximum(LEVELS[:, None, None] * error, (LEVELS - 1)[:, None, None] * error).mean())
+
+
+def rna_to_protein(model: TotalDiffusion, train: Any, test: Any, totalvi: bool) -> list[dict[str, Any]]:
+    truth = np.log1p(dense(test[1].X))
+    ridge = KernelRidgeTranslation()
+    ridge.fit(*train)
+    predicted = ridge.predict(test[0])
+    target = np.log1p(dense(train[1].X))
+    features = ridge.pca.transform(log_normalise(train[0].X)) / ridge.scale
+    scaled = ridge.proteins.transform(target)
+    held = cross_val_predict(KernelRidge(kernel="rbf", **ridge.model.best_params_), features, scaled, cv=5)
+    sd = (target - ridge.proteins.inverse_transform(held)).std(0)
+    gaussian = predicted + sd * stats.norm.ppf(LEVELS)[:, None, None]
+    rows = [{**means("kernel ridge", truth, predicted), "crps": pinball(truth, gaussian)}]
+    if totalvi:
+        baseline = TotalVITranslation()
+        baseline.fit(*train)
+        rows.append(means("totalVI", truth, baseline.predict(test[0])))
+    cells = test[0].copy()
+    start = time.perf_counter()
+    model.translate_rna_to_protein(cells, n_samples=100, quantiles=LEVELS, seed=0)
+    quantiles = np.stack([np.log1p(cells.obsm[f"protein_q{100 * q:g}"].to_numpy()) for q in LEVELS])
+    ours = {**means("diffvi", truth, cells.obsm["protein_log1p"].to_numpy()), "crps": pinball(truth, quantiles)}
+    for level in (0.5, 0.8, 0.9):
+        low, high = (int(round(40 * p)) - 1 for p in ((1 - level) / 2, (1 + level) / 2))
+        covered = ((truth >= quantiles[low]) & (truth <= quantiles[high])).mean(0)
+        ours[f"coverage_{100 * level:.0f}"] = np.median(covered)
+        ours[f"coverage_{100 * level:.0f}_worst"] = covered[np.abs(covered - level).argmax()]
+    path = model.path_weights_
+    rows.append({**ours, "seconds": time.perf_counter() - start, "path_weight": path["rna"]})
+    for name, weight in (("diffvi, draws alone", 0.0), ("diffvi, path alone", 1.0)):
+        model.path_weights_ = {**path, "rna": weight}
+        model.translate_rna_to_protein(cells, seed=0)
+        rows.append(means(name, truth, cells.obsm["protein_log1p"].to_numpy()))
+    model.path_weights_ = path
+    return rows
+
+
+def protein_to_rna(model: TotalDiffusion, train: Any, test: Any) -> list[dict[str, Any]]:
+    truth, target = log_normalise(test[0].X), log_normalise(train[0].X)
+    scaler = StandardScaler().fit(np.log1p(dense(train[1].X)))
+    x, y = (scaler.transform(np.log1p(dense(part[1].X))) for part in (train, test))
+    clusters = KMeans(15, n_init=3, random_state=0).fit(x)
+    centres = np.stack([target[clusters.labels_ == k].mean(0) for k in range(15)])
+    grid = {"gamma": [0.01, 0.03, 0.1], "alpha": [1.0, 3.0, 10.0]}
+    predictions = {
+        "kernel ridge": GridSearchCV(KernelRidge(kernel="rbf"), grid, cv=3).fit(x, target).predict(y),
+        "kNN": KNeighborsRegressor(40).fit(x, target).predict(y),
+        "cluster mean": centres[clusters.predict(y)],
+    }
+    cells = test[1].copy()
+    start = time.perf_counter()
+    model.translate_protein_to_rna(cells, seed=0)
+    seconds = time.perf_counter() - start
+    predictions["diffvi"] = cells.obsm["rna_log1p"]
+    rows = [
+        {"method": n, "pearson": np.nanmean(feature_correlation(truth, p)), "rmse": feature_rmse(truth, p).mean()}
+        for n, p in predictions.items()
+    ]
+    rows[-1] |= {"seconds": seconds, "path_weight": model.path_weights_["protein"]}
+    weights = model.path_weights_
+    model.path_weights_ = {**weights, "protein": 0.0}
+    model.translate_protein_to_rna(cells, seed=0)
+    model.path_weights_ = weights
+    rows.append({"method": "diffvi, draws alone", "pearson": np.nanmean(feature_correlation(truth, cells.obsm["rna_log1p"]))})
+    return rows
+
+
+def joint(model: TotalDiffusion, train: Any, test: Any) -> list[dict[str, Any]]:
+    """Two-sample tests and agreement of the gene-protein block; independent: the modalities of two generated cells."""
+    n = test[0].n_obs
+    cells = model.generate(n, seed=0)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(n)
+    other = rng.choice(train[0].n_obs, n, replace=False)
+    pairs = {
+        "diffvi": (cells["rna"].X, cells["protein"].X),
+        "diffvi, independent": (cells["rna"].X, cells["protein"].X[order]),
+        "real training cells": (train[0].X[other], train[1].X[other]),
+    }
+    rows = []
+    real = (test[0].X, dense(test[1].X))
+    genes = log_normalise(real[0])
+    for name, (rna, protein) in pairs.items():
+        protein = dense(protein)
+        x, y = log_normalise(rna), np.log1p(protein)
+        rows.append(
+            {
+                "cells": name,
+                "forest_rna": classifier_two_sample(genes, x, space="features"),
+                "forest_protein": classifier_two_sample(np.log1p(real[1]), y, space="features"),
+                "forest_joint": classifier_two_sample(
+                    np.hstack([genes, np.log1p(real[1])]), np.hstack([x, y]), space="features"
+                ),
+                "block_agreement": cross_correlation_agreement(dense(real[0]), real[1], dense(rna), protein),
+                "library_ks": stats.ks_2samp(dense(real[0]).sum(1), dense(rna).sum(1)).statistic,
+                "protein_total_ks": stats.ks_2samp(real[1].sum(1), protein.sum(1)).statistic,
+            }
+        )
+    return rows
+
+
+def query(path: str, other: str, seed: int) -> None:
+    """A batch without proteins put on the reference: markers against imputed proteins."""
+    train, _ = split(path, seed)
+    rna, protein = (part.copy() for part in train)
+    rna.obs = pd.DataFrame({"batch": "pbmc10k"}, index=rna.obs_names)
+    protein.obs = pd.DataFrame(index=protein.obs_names)
+    reference = mudata.MuData({"rna": rna, "protein": protein})
+    TotalDiffusion.setup_mudata(reference, batch_key="batch")
+    model = TotalDiffusion(reference)
+    model.train(enable_progress_bar=False)
+    new = ad.read_h5ad(other)[:, rna.var_names].copy()
+    new.obs = pd.DataFrame({"batch": "pbmc5k"}, index=new.obs_names)
+    cells = mudata.MuData({"rna": new})
+    surgery = TotalDiffusion.load_query_data(cells, model)
+    surgery.train(max_epochs=50, enable_progress_bar=False)
+    for name, m, kwargs in (("reference", model, {"transform_batch": "pbmc10k"}), ("query", surgery, {})):
+        m.impute_proteins(cells if m is surgery else new, seed=0, **kwargs)
+        imputed = (cells["rna"] if m is surgery else new).obsm["protein_imputed"]
+        print(f"{name}: {int(imputed.isna().sum().sum())} NaN")
+        logged = pd.DataFrame(log_normalise(new.X), columns=new.var_names)
+        real = pd.DataFrame(log_normalise(rna.X), columns=rna.var_names)
+        for p, genes in MARKERS.items():
+            for gene in (g for g in genes if g in logged):
+                r = np.corrcoef(logged[gene], np.log1p(imputed[p]))[0, 1]
+                q = np.corrcoef(real[gene], np.log1p(dense(protein.X)[:, list(protein.var_names).index(p)]))[0, 1]
+                print(f"  {p} / {gene}: {r:.3f} (measured, pbmc10k: {q:.3f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    cite = commands.add_parser("cite", help="translation and joint generation")
+    cite.add_argument("data", help="MuData with rna and protein")
+    cite.add_argument("--no-totalvi", action="store_true", help="leave out the slow baseline")
+    cite.add_argument("--model", help="folder to load the model from, or to save it to")
+    cite.add_argument("--csv", help="prefix of the tables to write")
+    asked = commands.add_parser("query", help="a batch without proteins")
+    asked.add_argument("data")
+    asked.add_argument("query")
+    for part in (cite, asked):
+        part.add_argument("--seed", type=int, default=0)
+        part.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    scvi.settings.seed = arguments.seed
+    pd.set_option("display.width", 250, "display.max_columns", 30)
+    if arguments.command == "query":
+        query(arguments.data, arguments.query, arguments.seed)
+        return
+    train, test = split(arguments.data, arguments.seed)
+    if arguments.model and Path(arguments.model).exists():
+        mdata = mudata.MuData({"rna": train[0].copy(), "protein": train[1].copy()})
+        model = TotalDiffusion.load(arguments.model, adata=mdata)
+    else:
+        model, seconds = trained(train)
+        print(f"training: {seconds:.0f} s on {arguments.threads} thread(s)", flush=True)
+        if arguments.model:
+            model.save(arguments.model)
+    tables = {
+        "protein_to_rna": protein_to_rna(model, train, test),
+        "joint": joint(model, train, test),
+        "rna_to_protein": rna_to_protein(model, train, test, not arguments.no_totalvi),
+    }
+    for name, rows in tables.items():
+        table = pd.DataFrame(rows)
+        print(f"\n{name}\n{table.round(4).to_string(index=False)}", flush=True)
+        if arguments.csv:
+            table.to_csv(f"{arguments.csv}_{name}.csv", index=False)
+
+
+if __name__ == "__main__":
+    main()

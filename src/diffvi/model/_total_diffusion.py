@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from anndata import AnnData
+from mudata import MuData
+from scvi import REGISTRY_KEYS
+from scvi.data.fields import CategoricalJointObsField
+from scvi.model import TOTALVI
+from scvi.utils import attrdict
+from sklearn.mixture import GaussianMixture
+
+from diffvi._exceptions import InvalidInputError, one_of
+from diffvi.data._mudata import find_modalities
+from diffvi.module import MultimodalVAE
+from diffvi.module._multimodal import VIEWS
+
+from ._mixin import LatentDiffusionMixin
+from ._total_setup import COLUMN_ARGUMENTS, anndata_fields, mudata_fields
+from ._total_state import TotalStateMixin
+from ._translation import USUAL_WEIGHTS, TranslationMixin
+
+
+class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TOTALVI):
+    r"""RNA and protein of a cell: both from nothing, or either from the other.
+
+    totalVI's decoder and likelihoods (:cite:p:`GayosoSteier21`), with an encoder for each modality beside that for both
+    (:class:`~diffvi.module.MultimodalVAE`). One diffusion prior learns the joint distribution of the latent, the protein counts and
+    the library size given labels, batch and other attributes, and given either modality: then it starts from
+    what kernel ridge regression predicts of the rest, sees a draw from the encoder of that modality, and adds what they leave open.
+    Proteins may be missing in any cell (NaN, or a cell that is not in the protein modality); zeros are data.
+
+    Parameters
+    ----------
+    adata
+        Data registered with :meth:`setup_mudata` or :meth:`setup_anndata`.
+    registry
+        Registry of a saved model, used on loading without data.
+    n_hidden
+        Width of encoders and decoder.
+    n_latent
+        Latent dimensions.
+    n_layers_encoder, n_layers_decoder
+        Layers of encoders and decoder.
+    dropout_rate_encoder, dropout_rate_decoder
+        Dropout of encoders and decoder.
+    gene_dispersion, protein_dispersion, gene_likelihood
+        As in :class:`scvi.model.TOTALVI`.
+    use_batch_norm, use_layer_norm
+        As in :class:`scvi.module.TOTALVAE`, but with layer norm as the default.
+    alignment_weight
+        Weight of the term that draws the encoders of one modality to that of both.
+    modality_dropout
+        Probability that a training cell with both modalities is encoded from one of them.
+    denoiser, denoiser_kwargs, process, prediction, condition_dropout, ema_decay
+        The diffusion: see :class:`LatentDiffusionSCVI`.
+    **vae_kwargs
+        Passed to :class:`~diffvi.module.MultimodalVAE`.
+
+    Examples
+    --------
+    >>> import diffvi
+    >>> mdata = diffvi.datasets.simulate_cite(200, 30, 5, seed=0)
+    >>> diffvi.model.TotalDiffusion.setup_mudata(mdata, labels_key="cell_type")
+    >>> model = diffvi.model.TotalDiffusion(mdata)
+    >>> model.train(max_epochs=1, max_epochs_diffusion=1, enable_progress_bar=False)
+    >>> model.generate(5, seed=0)["protein"].shape
+    (5, 5)
+    >>> rna = mdata["rna"].copy()
+    >>> model.translate_rna_to_protein(rna, seed=0)
+    >>> rna.obsm["protein"].shape
+    (200, 5)
+    """
+
+    _module_cls = MultimodalVAE
+    ADDED_PARTS = ("prior.", "rna_encoder.", "protein_encoder.", "missing_protein")
+
+    def __init__(
+        self,
+        adata: AnnData | MuData | None = None,
+        registry: dict[str, Any] | None = None,
+        n_hidden: int = 256,
+        n_latent: int = 20,
+        n_layers_encoder: int = 1,
+        n_layers_decoder: int = 1,
+        dropout_rate_encoder: float = 0.1,
+        dropout_rate_decoder: float = 0.0,
+        gene_dispersion: Literal["gene", "gene-batch", "gene-label"] = "gene",
+        protein_dispersion: Literal["protein", "protein-batch", "protein-label"] = "protein",
+        gene_likelihood: Literal["nb", "zinb"] = "nb",
+        use_batch_norm: Literal["encoder", "decoder", "none", "both"] = "none",
+        use_layer_norm: Literal["encoder", "decoder", "none", "both"] = "both",
+        alignment_weight: float = 1.0,
+        modality_dropout: float = 0.2,
+        denoiser: Literal["dit", "mlp"] = "dit",
+        denoiser_kwargs: dict[str, Any] | None = None,
+        process: Literal["linear", "vp_cosine", "vp_linear"] = "linear",
+        prediction: Literal["velocity", "noise", "data"] = "velocity",
+        condition_dropout: float = 0.1,
+        ema_decay: float = 0.999,
+        **vae_kwargs: Any,
+    ) -> None:
+        # Past TOTALVI's own `__init__`, which needs data, and zeros in place of missing proteins.
+        super(TOTALVI, self).__init__(adata, registry)
+        if not vae_kwargs.get("use_observed_lib_size", True):
+            raise InvalidInputError("`use_observed_lib_size` must be True: the prior learns the observed library sizes.")
+        stats = self.summary_stats
+        covariates = self.registry_["field_registries"][REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
+        background = self._background(stats.n_batch) if adata is not None else (None, None)
+        self.module = MultimodalVAE(
+            n_input_genes=stats.n_vars,
+            n_input_proteins=stats.n_proteins,
+            n_batch=stats.n_batch,
+            n_labels=stats.n_labels,
+            n_continuous_cov=stats.get("n_extra_continuous_covs", 0),
+            n_cats_per_cov=covariates.get(CategoricalJointObsField.N_CATS_PER_KEY),
+            n_hidden=n_hidden,
+            n_latent=n_latent,
+            n_layers_encoder=n_layers_encoder,
+            n_layers_decoder=n_layers_decoder,
+            dropout_rate_encoder=dropout_rate_encoder,
+            dropout_rate_decoder=dropout_rate_decoder,
+            gene_dispersion=gene_dispersion,
+            protein_dispersion=protein_dispersion,
+            gene_likelihood=gene_likelihood,
+            use_batch_norm=use_batch_norm,
+            use_layer_norm=use_layer_norm,
+            protein_background_prior_mean=background[0],
+            protein_background_prior_scale=background[1],
+            alignment_weight=alignment_weight,
+            modality_dropout=modality_dropout,
+            **vae_kwargs,
+        )
+        self.module.minified_data_type = self.minified_data_type
+        self.paths_ = None
+        self.seen_ = None
+        self.remembered_ = None
+        self.paired_batches_: list[int] = []
+        self.path_weights_ = dict(USUAL_WEIGHTS)
+        self._held_out = None
+        self._add_prior(
+            denoiser=denoiser,
+            denoiser_kwargs=denoiser_kwargs,
+            process=process,
+            prediction=prediction,
+            condition_dropout=condition_dropout,
+            ema_decay=ema_decay,
+        )
+        self._model_summary_string = (
+            f"TotalDiffusion: totalVI with {n_latent} latent dimensions ({gene_likelihood}, n_hidden {n_hidden}), "
+            f"{stats.n_proteins} proteins, {denoiser} denoiser, {process} process, {prediction} prediction."
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    @property
+    def protein_state_registry(self) -> Any:
+        """As in TOTALVI: names of the proteins."""
+        return attrdict(self.registry_["field_registries"][REGISTRY_KEYS.PROTEIN_EXP_KEY]["state_registry"])
+
+    @property
+    def modalities(self) -> dict[str, str]:
+        """Names of the modalities, as in TOTALVI."""
+        return dict(zip(("rna_layer", "protein_layer"), self._modality_names, strict=True))
+
+    def _background(self, n_batch: int, most: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+        """Where the prior of each protein's background starts: the lower of two normal components of its log counts."""
+        counts = self._registered_proteins()
+        mean, scale = np.zeros((2, counts.shape[1]), dtype=np.float32)
+        for j, column in enumerate(counts.T):
+            logged = np.log1p(column[~np.isnan(column)])
+            if len(np.unique(logged)) < 3:
+                mean[j], scale[j] = logged.mean() if len(logged) else 0.0, 1.0
+                continue
+            logged = np.random.default_rng(0).choice(logged, min(len(logged), most), replace=False)
+            mixture = GaussianMixture(2, random_state=0, reg_covar=1e-3).fit(logged[:, None])
+            low = int(mixture.means_.argmin())
+            mean[j], scale[j] = mixture.means_[low, 0], np.sqrt(mixture.covariances_[low, 0, 0])
+        return np.tile(mean[:, None], (1, n_batch)), np.tile(scale[:, None], (1, n_batch))
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Sequence[int] | None = None,
+        give_mean: bool = True,
+        modality: Literal["both", "rna", "protein"] = "both",
+        transform_batch: str | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Posterior of the latent, from both modalities or one.
+
+        Parameters
+        ----------
+        adata
+            Cells; for one modality also an AnnData of that alone: see :meth:`translate_rna_to_protein`.
+        indices
+            Rows of ``adata``, of the modality's own cells where it is one.
+        give_mean
+            The mean; otherwise a draw.
+        modality
+            ``"both"`` (RNA alone in cells without proteins), ``"rna"`` or ``"protein"``.
+        transform_batch
+            Batch to encode cells of one modality with; ``None`` for their own.
+        **kwargs
+            As in :meth:`scvi.model.TOTALVI.get_latent_representation`, for ``"both"``.
+
+        Returns
+        -------
+        ``(n_cells, n_latent)``.
+
+        Raises
+        ------
+        InvalidInputError
+            If ``modality`` is not one of those, or the data do not have it.
+        """
+        if one_of("modality", modality, VIEWS) == "both":
+            return super().get_latent_representation(adata, indices, give_mean, **kwargs)
+        source = self._source(adata, modality, transform_batch)
+        rows = np.arange(len(source.codes)) if indices is None else np.asarray(indices)
+        mean, scale = self._posterior_of(modality, source.counts[rows], source.table.subset(rows))
+        return mean if give_mean else mean + scale * np.random.default_rng().standard_normal(mean.shape)
+
+    def annotate(
+        self, adata: AnnData | MuData | None = None, copy: bool = False, **log_prob_kwargs: Any
+    ) -> AnnData | MuData | None:
+        """Write the model's view of cells into ``adata``.
+
+        ``obsm["X_diffvi"]``: posterior mean of the latent. ``obs["diffvi_log_prob"]``: :meth:`get_prior_log_prob`. Into the
+        RNA modality (or the AnnData): ``layers["diffvi_normalized"]``, decoded expression, 10,000 counts a cell, and
+        ``obsm["diffvi_protein"]``, expected protein counts with their background. ``uns["diffvi"]``: provenance.
+
+        Parameters
+        ----------
+        adata
+            Cells; ``None`` for the model's own.
+        copy
+            Return a copy with the results instead of writing to ``adata``.
+        **log_prob_kwargs
+            Passed to :meth:`get_prior_log_prob`.
+
+        Raises
+        ------
+        NotTrainedError
+            If the diffusion stage is not trained.
+        """
+        self._require("diffusion")
+        adata = self.adata if adata is None else adata
+        adata = adata.copy() if copy else adata
+        latent, log_prob = self.get_latent_representation(adata), self.get_prior_log_prob(adata, **log_prob_kwargs)
+        genes, proteins = self.get_normalized_expression(adata, library_size=1e4, include_protein_background=True)
+        adata.obsm["X_diffvi"], adata.obs["diffvi_log_prob"] = latent, log_prob
+        rna = adata.mod[self._modality_names[0]] if isinstance(adata, MuData) else adata
+        rna.layers["diffvi_normalized"], rna.obsm["diffvi_protein"] = genes.to_numpy(), proteins
+        adata.uns["diffvi"] = self._provenance(
+            units="normalized: 10,000 counts a cell; protein: expected counts; log_prob: nats"
+        )
+        return adata if copy else None
+
+    def _validate_anndata(self, adata: Any = None, copy_if_view: bool = True) -> Any:
+        # TOTALVI's check would warn of the missing values.
+        return super(TOTALVI, self)._validate_anndata(adata, copy_if_view)
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        protein_expression_obsm_key: str,
+        protein_names_uns_key: str | None = None,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
+        condition_keys: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Register an AnnData whose proteins are in ``obsm``.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes, raw counts.
+        protein_expression_obsm_key
+            Key of ``adata.obsm`` with the raw protein counts. NaN is missing, for single values or whole cells; zeros are
+            data.
+        protein_names_uns_key
+            Key of ``adata.uns`` with the names of the proteins; ``None`` for the columns of a data frame, or numbers.
+        layer, batch_key, labels_key, categorical_covariate_keys, continuous_covariate_keys, condition_keys
+            As in :meth:`LatentDiffusionSCVI.setup_anndata`.
+        **kwargs
+            Used by :meth:`load`.
+
+        Raises
+        ------
+        InvalidInputError
+            If a matrix or column is missing, counts are not raw, or a protein was measured in no cell.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        columns = {name: setup_method_args["setup_args"][name] for name in COLUMN_ARGUMENTS}
+        fields = anndata_fields(
+            adata, layer, protein_expression_obsm_key, protein_names_uns_key, "source_registry" in kwargs, columns
+        )
+        cls._register(adata, fields, setup_method_args, **kwargs)
+
+    @classmethod
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        rna_layer: str | None = None,
+        protein_layer: str | None = None,
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
+        condition_keys: Sequence[str] | None = None,
+        modalities: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Register a MuData with a modality of RNA and one of proteins.
+
+        Parameters
+        ----------
+        mdata
+            Raw counts of both modalities. Every cell has RNA; cells that are not in the protein modality, and NaN in it, are
+            missing; zeros are data.
+        rna_layer, protein_layer
+            Layers of the modalities that hold the counts; ``None`` for ``X``.
+        batch_key, labels_key, categorical_covariate_keys, continuous_covariate_keys, condition_keys
+            As in :meth:`LatentDiffusionSCVI.setup_anndata`. Columns are looked for in ``mdata.obs``, then in that of the RNA.
+        modalities
+            Names of the modalities by argument, as in :meth:`scvi.model.TOTALVI.setup_mudata`: ``{"rna_layer": "rna",
+            "protein_layer": "prot"}``; further arguments say which modality their columns are in. ``None`` where the
+            modalities have their usual names.
+        **kwargs
+            Used by :meth:`load`.
+
+        Raises
+        ------
+        InvalidInputError
+            If modalities are missing, empty or swapped, cells have no RNA, counts are not raw, or a protein was measured in
+            no cell.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        arguments = setup_method_args["setup_args"]
+        modalities = find_modalities(mdata, modalities, ["rna_layer", "protein_layer", *COLUMN_ARGUMENTS])
+        arguments["modalities"] = modalities
+        columns = {name: arguments[name] for name in COLUMN_ARGUMENTS}
+        fields = mudata_fields(mdata, (rna_layer, protein_layer), modalities, "source_registry" in kwargs, columns)
+        cls._register(mdata, fields, setup_method_args, **kwargs)
+
+    @classmethod
+    def from_totalvi_model(
+        cls,
+        totalvi_model: TOTALVI,
+        labels_key: str | None = None,
+        condition_keys: Sequence[str] | None = None,
+        **model_kwargs: Any,
+    ) -> TotalDiffusion:
+        """Put encoders of single modalities and a prior on a totalVI model that is trained already.
+
+        What totalVI has learned is frozen: :meth:`train` fits the new encoders to it, then the prior, and its latents
+        stay as they are.
+
+        Parameters
+        ----------
+        totalvi_model
+            A trained :class:`scvi.model.TOTALVI` with its data.
+        labels_key, condition_keys
+            Columns that condition the prior.
+        **model_kwargs
+            Arguments of the prior, such as ``denoiser``.
+
+        Raises
+        ------
+        NotTrainedError
+            If the model is not trained.
+        InvalidInputError
+            If it has no data, is not a totalVI model, or treats proteins as missing because they are zero in a batch.
+        """
+        registry = totalvi_model.registry_ if isinstance(totalvi_model, TOTALVI) else {"setup_args": {}}
+        for argument in ("panel_key", "size_factor_key"):
+            if registry["setup_args"].get(argument) is not None:
+                raise InvalidInputError(f"`totalvi_model` has a `{argument}`, which TotalDiffusion does not have.")
+        if isinstance(totalvi_model, TOTALVI) and getattr(totalvi_model.module, "protein_batch_mask", None) is not None:
+            raise InvalidInputError(
+                "`totalvi_model` treats proteins that are zero in a whole batch as missing. Here zeros are data: set them to "
+                "NaN, and train a TotalDiffusion."
+            )
+        model: TotalDiffusion = cls._from_trained(
+            totalvi_model,
+            TOTALVI,
+            {"labels_key": labels_key, "condition_keys": condition_keys},
+            normalize_encoder_input=True,
+            **model_kwargs,
+        )
+        for name, parameter in model.module.named_parameters():
+            parameter.requires_grad_(name.startswith(cls.ADDED_PARTS) and ".ema." not in f".{name}")
+        model.stages_ = {**model.stages_, "vae": {"status": "not trained", "epochs": 0}}
+        return model
