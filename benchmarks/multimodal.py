@@ -11,6 +11,7 @@ the two-sample test (300 trees, five folds) sees log-normalised genes, log1p pro
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,11 @@ def split(path: str, seed: int) -> tuple[Any, Any]:
     return part.train, part.test
 
 
-def trained(train: Any, **train_kwargs: Any) -> tuple[TotalDiffusion, float]:
-    """A model with its defaults, and the seconds that it took."""
+def trained(train: Any, model_kwargs: dict[str, Any], train_kwargs: dict[str, Any]) -> tuple[TotalDiffusion, float]:
+    """A trained model, and the seconds that it took."""
     mdata = mudata.MuData({"rna": train[0].copy(), "protein": train[1].copy()})
     TotalDiffusion.setup_mudata(mdata)
-    model = TotalDiffusion(mdata)
+    model = TotalDiffusion(mdata, **model_kwargs)
     start = time.perf_counter()
     model.train(enable_progress_bar=False, **train_kwargs)
     return model, time.perf_counter() - start
@@ -98,7 +99,7 @@ def rna_to_protein(model: TotalDiffusion, train: Any, test: Any, totalvi: bool) 
     quantiles = np.stack([np.log1p(cells.obsm[f"protein_q{100 * q:g}"].to_numpy()) for q in LEVELS])
     ours = {**means("diffvi", truth, cells.obsm["protein_log1p"].to_numpy()), "crps": pinball(truth, quantiles)}
     for level in (0.5, 0.8, 0.9):
-        low, high = (int(round(40 * p)) - 1 for p in ((1 - level) / 2, (1 + level) / 2))
+        low, high = (round(40 * p) - 1 for p in ((1 - level) / 2, (1 + level) / 2))
         covered = ((truth >= quantiles[low]) & (truth <= quantiles[high])).mean(0)
         ours[f"coverage_{100 * level:.0f}"] = np.median(covered)
         ours[f"coverage_{100 * level:.0f}_worst"] = covered[np.abs(covered - level).argmax()]
@@ -138,7 +139,9 @@ def protein_to_rna(model: TotalDiffusion, train: Any, test: Any) -> list[dict[st
     model.path_weights_ = {**weights, "protein": 0.0}
     model.translate_protein_to_rna(cells, seed=0)
     model.path_weights_ = weights
-    rows.append({"method": "diffvi, draws alone", "pearson": np.nanmean(feature_correlation(truth, cells.obsm["rna_log1p"]))})
+    rows.append(
+        {"method": "diffvi, draws alone", "pearson": np.nanmean(feature_correlation(truth, cells.obsm["rna_log1p"]))}
+    )
     return rows
 
 
@@ -211,6 +214,8 @@ def main() -> None:
     cite.add_argument("data", help="MuData with rna and protein")
     cite.add_argument("--no-totalvi", action="store_true", help="leave out the slow baseline")
     cite.add_argument("--model", help="folder to load the model from, or to save it to")
+    cite.add_argument("--model-kwargs", type=json.loads, default={}, help="as JSON, such as '{\"n_latent\": 10}'")
+    cite.add_argument("--train-kwargs", type=json.loads, default={}, help="as JSON")
     cite.add_argument("--csv", help="prefix of the tables to write")
     asked = commands.add_parser("query", help="a batch without proteins")
     asked.add_argument("data")
@@ -230,7 +235,7 @@ def main() -> None:
         mdata = mudata.MuData({"rna": train[0].copy(), "protein": train[1].copy()})
         model = TotalDiffusion.load(arguments.model, adata=mdata)
     else:
-        model, seconds = trained(train)
+        model, seconds = trained(train, arguments.model_kwargs, arguments.train_kwargs)
         print(f"training: {seconds:.0f} s on {arguments.threads} thread(s)", flush=True)
         if arguments.model:
             model.save(arguments.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anndata as ad
+import mudata
 import numpy as np
 import pytest
 import scvi
@@ -10,7 +11,7 @@ from scipy import sparse
 
 import diffvi
 from diffvi import InvalidInputError, ModelFileError, NotTrainedError
-from diffvi.datasets import simulate_cells, simulate_perturbations
+from diffvi.datasets import simulate_cells, simulate_cite, simulate_perturbations
 from tests.conftest import QUIET
 
 
@@ -36,18 +37,57 @@ class PerturbDiffusionCase:
         return simulate_perturbations(150, 30, n_perturbations=2, mean_library=300, seed=2)
 
 
-MODELS = [LatentDiffusionSCVICase, PerturbDiffusionCase]
+class TotalDiffusionCase:
+    cls = diffvi.model.TotalDiffusion
+    setup_kwargs = {"labels_key": "cell_type", "batch_key": "batch", "condition_keys": ["score"]}
+    init_kwargs = {"n_hidden": 16, "n_latent": 4, "denoiser_kwargs": {"width": 16, "depth": 1, "n_heads": 2}}
+    conditions = {"cell_type": "type_1", "batch": "batch_0"}
+    setup = "setup_mudata"
+
+    @staticmethod
+    def data():
+        return simulate_cite(150, 30, 4, n_types=3, n_batches=2, mean_library=300, seed=2)
 
 
-@pytest.fixture(scope="module", params=MODELS, ids=lambda case: case.cls.__name__)
+class TotalDiffusionAnnDataCase(TotalDiffusionCase):
+    setup_kwargs = {**TotalDiffusionCase.setup_kwargs, "protein_expression_obsm_key": "protein_counts"}
+    setup = "setup_anndata"
+
+    @staticmethod
+    def data():
+        mdata = TotalDiffusionCase.data()
+        adata = mdata["rna"].copy()
+        adata.obs = mdata.obs.copy()
+        adata.obsm["protein_counts"] = mdata["protein"].to_df()
+        return adata
+
+
+MODELS = [LatentDiffusionSCVICase, PerturbDiffusionCase, TotalDiffusionCase, TotalDiffusionAnnDataCase]
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda case: case.__name__.removesuffix("Case"))
 def case(request):
     return request.param
 
 
 def _new(case):
     adata = case.data()
-    case.cls.setup_anndata(adata, **case.setup_kwargs)
+    getattr(case.cls, getattr(case, "setup", "setup_anndata"))(adata, **case.setup_kwargs)
     return case.cls(adata, **case.init_kwargs)
+
+
+def _rna(cells):
+    """The AnnData with the genes."""
+    return cells["rna"] if isinstance(cells, mudata.MuData) else cells
+
+
+def _of_genes(cells, genes):
+    """The same cells with other genes."""
+    if not isinstance(cells, mudata.MuData):
+        return cells[:, genes].copy()
+    other = mudata.MuData({"rna": cells["rna"][:, genes].copy(), "protein": cells["protein"].copy()})
+    other.obs = cells.obs.copy()
+    return other
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +99,7 @@ def model(case):
 
 
 def _same(a, b):
-    return (a.X != b.X).nnz == 0 and np.allclose(a.obsm["X_latent"], b.obsm["X_latent"], atol=1e-5)
+    return (_rna(a).X != _rna(b).X).nnz == 0 and np.allclose(a.obsm["X_latent"], b.obsm["X_latent"], atol=1e-5)
 
 
 def test_generation_before_training_is_refused(case):
@@ -82,26 +122,31 @@ def test_both_stages_hold_out_the_same_cells(model):
     assert [len(s) for s in split] == [120, 15, 15]
     remembered = np.sort(model.training_table_["log_library"])
     assert len(remembered) == 120
-    library = np.log(np.asarray(model.adata.X.sum(1)).ravel())
+    library = np.log(np.asarray(_rna(model.adata).X.sum(1)).ravel())
     np.testing.assert_allclose(remembered, np.sort(library[model.train_indices]), rtol=1e-5)
 
 
 def test_generated_cells_have_the_documented_form(case, model, tmp_path):
     cells = model.generate(12, conditions=case.conditions, seed=3)
-    assert cells.shape == (12, model.adata.n_vars)
-    assert sparse.isspmatrix_csr(cells.X) or isinstance(cells.X, sparse.csr_array)
-    assert cells.X.dtype == np.int32
-    assert cells.X.min() >= 0
-    assert cells.var_names.equals(model.adata.var_names)
-    np.testing.assert_allclose(cells.layers["normalized"].sum(1), 1, rtol=1e-4)
+    genes, expected = _rna(cells), _rna(model.adata)
+    assert genes.shape == (12, expected.n_vars)
+    assert sparse.isspmatrix_csr(genes.X) or isinstance(genes.X, sparse.csr_array)
+    assert genes.X.dtype == np.int32
+    assert genes.X.min() >= 0
+    assert genes.var_names.equals(expected.var_names)
+    np.testing.assert_allclose(genes.layers["normalized"].sum(1), 1, rtol=1e-4)
     for name, value in case.conditions.items():
         assert (cells.obs[name] == value).all()
     source = cells.uns["diffvi"]
     assert source["seed"] == 3
     assert source["model"] == case.cls.__name__
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    back = ad.read_h5ad(tmp_path / "cells.h5ad")
-    assert (back.X != cells.X).nnz == 0
+    if isinstance(cells, mudata.MuData):
+        cells.write_h5mu(tmp_path / "cells.h5mu")
+        back = mudata.read_h5mu(tmp_path / "cells.h5mu")
+    else:
+        cells.write_h5ad(tmp_path / "cells.h5ad")
+        back = ad.read_h5ad(tmp_path / "cells.h5ad")
+    assert (_rna(back).X != genes.X).nnz == 0
     assert back.uns["diffvi"]["sampler"] == source["sampler"]
 
 
@@ -124,7 +169,7 @@ def test_save_and_load_reproduce_samples(case, model, tmp_path, with_data):
     before = model.generate(8, conditions=case.conditions, seed=1)
     model.save(str(tmp_path / "m"), save_anndata=with_data == "saved")
     loaded = case.cls.load(str(tmp_path / "m"), adata=case.data() if with_data == "adata" else None)
-    assert (loaded.generate(8, conditions=case.conditions, seed=1).X != before.X).nnz == 0
+    assert (_rna(loaded.generate(8, conditions=case.conditions, seed=1)).X != _rna(before).X).nnz == 0
     assert loaded.stages_ == model.stages_
     assert set(loaded.history) == set(model.history)
     if with_data != "none":
@@ -162,7 +207,7 @@ def test_loading_what_is_not_a_model_says_so(case, model, tmp_path):
 
 
 def test_loading_a_model_of_another_class_says_so(case, tmp_path):
-    adata = case.data()
+    adata = _rna(case.data())
     scvi.model.SCVI.setup_anndata(adata)
     scvi.model.SCVI(adata).save(str(tmp_path / "m"))
     with pytest.raises(ModelFileError, match=f"is of another class than {case.cls.__name__}"):
@@ -172,9 +217,9 @@ def test_loading_a_model_of_another_class_says_so(case, tmp_path):
 def test_loading_with_other_genes_says_which(case, model, tmp_path):
     model.save(str(tmp_path / "m"))
     with pytest.raises(InvalidInputError, match="in another order"):
-        case.cls.load(str(tmp_path / "m"), adata=case.data()[:, ::-1].copy())
+        case.cls.load(str(tmp_path / "m"), adata=_of_genes(case.data(), slice(None, None, -1)))
     with pytest.raises(InvalidInputError, match="lacks 2 of the model's 30 genes"):
-        case.cls.load(str(tmp_path / "m"), adata=case.data()[:, 2:].copy())
+        case.cls.load(str(tmp_path / "m"), adata=_of_genes(case.data(), slice(2, None)))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +252,7 @@ def test_annotate_writes_in_place_or_into_a_copy(model):
     for result in (adata, copied):
         assert result.obsm["X_diffvi"].shape[0] == adata.n_obs
         assert np.isfinite(result.obs["diffvi_log_prob"]).all()
-        np.testing.assert_allclose(result.layers["diffvi_normalized"].sum(1), 1e4, rtol=1e-3)
+        np.testing.assert_allclose(_rna(result).layers["diffvi_normalized"].sum(1), 1e4, rtol=1e-3)
 
 
 def test_an_interrupt_leaves_a_usable_model_that_says_where_it_stands(case, tmp_path):

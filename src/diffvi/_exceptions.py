@@ -28,6 +28,8 @@ class ModelFileError(DiffviError, ValueError):
 def listed(values: Iterable[Any], most: int = 12) -> str:
     """Write values as a short list for a message: ``'a', 'b', ... (34 in all)``."""
     values = list(values)
+    if not values:
+        return "nothing"
     shown = ", ".join(repr(v.item() if isinstance(v, np.generic) else v) for v in values[:most])
     return shown if len(values) <= most else f"{shown}, ... ({len(values)} in all)"
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from mudata import MuData
 
 from diffvi.metrics import log_normalise
-from diffvi.model import LatentDiffusionSCVI, PerturbDiffusion
+from diffvi.model import LatentDiffusionSCVI, PerturbDiffusion, TotalDiffusion
 
 GROUP = "label_and_batch"
 """Column of ``obs`` with label and batch where both are asked for together."""
@@ -112,3 +114,45 @@ class DiffviPerturbation:
         cells = AnnData(control.X.copy(), obs=control.obs.copy(), var=control.var[[]].copy())
         self.model.predict_perturbation(cells, perturbation, unseen="mean", seed=0, **self.predict_kwargs)
         return log_normalise(cells.layers["perturbed"])
+
+
+class DiffviTranslation:
+    """:class:`~diffvi.model.TotalDiffusion` as one of the translators.
+
+    Parameters
+    ----------
+    name
+        Its name in the table.
+    train_kwargs
+        Passed to ``train``.
+    translate_kwargs
+        Passed to ``translate_rna_to_protein``.
+    **model_kwargs
+        Passed to the model.
+    """
+
+    def __init__(
+        self,
+        name: str = "diffvi",
+        train_kwargs: dict[str, Any] | None = None,
+        translate_kwargs: dict[str, Any] | None = None,
+        **model_kwargs: Any,
+    ) -> None:
+        self.name = name
+        self.train_kwargs, self.translate_kwargs = train_kwargs or {}, translate_kwargs or {}
+        self.model_kwargs = model_kwargs
+
+    def fit(self, rna: AnnData, protein: AnnData) -> None:
+        """Train both stages."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            mdata = MuData({"rna": rna.copy(), "protein": protein.copy()})
+        TotalDiffusion.setup_mudata(mdata)
+        self.model = TotalDiffusion(mdata, **self.model_kwargs)
+        self.model.train(**{"enable_progress_bar": False, **self.train_kwargs})
+
+    def predict(self, rna: AnnData) -> np.ndarray:
+        """Expected ``log1p`` counts."""
+        cells = AnnData(rna.X, obs=rna.obs[[]].copy(), var=rna.var[[]].copy())
+        self.model.translate_rna_to_protein(cells, seed=0, **self.translate_kwargs)
+        return cells.obsm["protein_log1p"].to_numpy()

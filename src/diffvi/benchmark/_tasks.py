@@ -23,7 +23,7 @@ from diffvi.metrics import (
 )
 from diffvi.metrics._counts import dense
 
-from ._diffvi import GROUP, PAIR, Diffvi, DiffviPerturbation
+from ._diffvi import GROUP, PAIR, Diffvi, DiffviPerturbation, DiffviTranslation
 from ._generation_baselines import GENERATION_BASELINES
 from ._options import Options
 from ._perturbation_baselines import PERTURBATION_BASELINES, canonical, mean_changes, parts
@@ -360,7 +360,7 @@ TASKS = {
         Task(
             "translation",
             "proteins of cells of which only the RNA is known",
-            _instances(TRANSLATION_BASELINES),
+            _instances([DiffviTranslation, *TRANSLATION_BASELINES]),
             _translation_splits,
             lambda method, split, options: method.fit(*split.train),
             lambda method, split, options, seed: (method.predict(split.test[0]), split.test[0].n_obs),

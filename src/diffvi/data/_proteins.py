@@ -117,7 +117,9 @@ def check_proteins(values: Any, names: Any, index: pd.Index, where: str) -> pd.D
     if np.isinf(known).any():
         raise InvalidInputError(f"{where} holds infinite values; raw protein counts are needed.")
     if (known < 0).any():
-        raise InvalidInputError(f"{where} holds negative values (such as {known[known < 0][0]:g}); raw counts are needed.")
+        raise InvalidInputError(
+            f"{where} holds negative values (such as {known[known < 0][0]:g}); raw counts are needed."
+        )
     if (known % 1 != 0).any():
         raise InvalidInputError(
             f"{where} holds values that are not whole numbers (such as {known[known % 1 != 0][0]:g}); raw protein counts "

@@ -86,5 +86,7 @@ class DenoisingMixin:
                 clean.append(state[:, :-1].cpu().numpy())
         adata.layers[key_added] = np.concatenate(expected)
         adata.obsm[f"X_{key_added}"] = np.concatenate(clean)
-        adata.uns[key_added] = self._provenance(units="expected counts at the cell's own library size")
+        adata.uns[key_added] = self._provenance(  # type: ignore[attr-defined]
+            units="expected counts at the cell's own library size"
+        )
         return adata if copy else None

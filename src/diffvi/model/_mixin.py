@@ -40,7 +40,11 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
     ADDED_PARTS: tuple[str, ...] = ("prior.",)
     """Parts of the module that a plain scvi model does not have."""
 
+    NOT_OURS: tuple[str, ...] = ()
+    """Arguments of the plain scvi model that mean nothing here."""
+
     registry_: dict[str, Any]
+    summary_stats: Any
 
     def _add_prior(self, **prior_kwargs: Any) -> None:
         """Attach an untrained prior to ``self.module`` and start its dispersions at ``exp(2)``."""
@@ -223,8 +227,9 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
             raise NotTrainedError(f"The {source_class.__name__} model is not trained: call its `train()` first.")
         if source.adata is None:
             raise InvalidInputError(f"The {source_class.__name__} model has no data: load it with `adata=`.")
+        register = getattr(cls, source.registry_.get("setup_method_name", "setup_anndata"))
         setup = {**source.registry_["setup_args"], **setup_kwargs}
-        getattr(cls, source.registry_.get("setup_method_name", "setup_anndata"))(source.adata, **setup)
+        register(source.adata, **{k: v for k, v in setup.items() if k in inspect.signature(register).parameters})
         init = source.init_params_
         # Where our defaults differ from scvi's, the VAE was built with scvi's.
         ours = inspect.signature(cls).parameters
@@ -235,13 +240,8 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
             **init["non_kwargs"],
             **{k: v for part in init["kwargs"].values() for k, v in part.items()},
         }
-        model: Any = cls(
-            source.adata,
-            **{  # type: ignore[call-arg]
-                **vae_kwargs,
-                **model_kwargs,
-            },
-        )
+        kwargs = {**{k: v for k, v in vae_kwargs.items() if k not in cls.NOT_OURS}, **model_kwargs}
+        model: Any = cls(source.adata, **kwargs)  # type: ignore[call-arg]
         missing, unexpected = model.module.load_state_dict(source.module.state_dict(), strict=False)
         if unexpected or any(not name.startswith(cls.ADDED_PARTS) for name in missing):
             raise InvalidInputError("`model_kwargs` change the VAE, which has to stay as it was trained.")

@@ -11,7 +11,6 @@ from scvi import REGISTRY_KEYS
 from scvi.data.fields import CategoricalJointObsField
 from scvi.model import TOTALVI
 from scvi.utils import attrdict
-from sklearn.mixture import GaussianMixture
 
 from diffvi._exceptions import InvalidInputError, one_of
 from diffvi.data._mudata import find_modalities
@@ -19,9 +18,10 @@ from diffvi.module import MultimodalVAE
 from diffvi.module._multimodal import VIEWS
 
 from ._mixin import LatentDiffusionMixin
-from ._total_setup import COLUMN_ARGUMENTS, anndata_fields, mudata_fields
+from ._total_setup import COLUMN_ARGUMENTS, anndata_fields, background_start, mudata_fields
 from ._total_state import TotalStateMixin
-from ._translation import USUAL_WEIGHTS, TranslationMixin
+from ._translation import TranslationMixin
+from ._translation_draws import USUAL_WEIGHTS
 
 
 class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TOTALVI):
@@ -77,6 +77,7 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
 
     _module_cls = MultimodalVAE
     ADDED_PARTS = ("prior.", "rna_encoder.", "protein_encoder.", "missing_protein")
+    NOT_OURS = ("empirical_protein_background_prior", "override_missing_proteins")
 
     def __init__(
         self,
@@ -106,10 +107,12 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
         # Past TOTALVI's own `__init__`, which needs data, and zeros in place of missing proteins.
         super(TOTALVI, self).__init__(adata, registry)
         if not vae_kwargs.get("use_observed_lib_size", True):
-            raise InvalidInputError("`use_observed_lib_size` must be True: the prior learns the observed library sizes.")
+            raise InvalidInputError(
+                "`use_observed_lib_size` must be True: the prior learns the observed library sizes."
+            )
         stats = self.summary_stats
         covariates = self.registry_["field_registries"][REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
-        background = self._background(stats.n_batch) if adata is not None else (None, None)
+        background = background_start(self._registered_proteins(), stats.n_batch) if adata is not None else (None, None)
         self.module = MultimodalVAE(
             n_input_genes=stats.n_vars,
             n_input_proteins=stats.n_proteins,
@@ -164,21 +167,6 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
     def modalities(self) -> dict[str, str]:
         """Names of the modalities, as in TOTALVI."""
         return dict(zip(("rna_layer", "protein_layer"), self._modality_names, strict=True))
-
-    def _background(self, n_batch: int, most: int = 2000) -> tuple[np.ndarray, np.ndarray]:
-        """Where the prior of each protein's background starts: the lower of two normal components of its log counts."""
-        counts = self._registered_proteins()
-        mean, scale = np.zeros((2, counts.shape[1]), dtype=np.float32)
-        for j, column in enumerate(counts.T):
-            logged = np.log1p(column[~np.isnan(column)])
-            if len(np.unique(logged)) < 3:
-                mean[j], scale[j] = logged.mean() if len(logged) else 0.0, 1.0
-                continue
-            logged = np.random.default_rng(0).choice(logged, min(len(logged), most), replace=False)
-            mixture = GaussianMixture(2, random_state=0, reg_covar=1e-3).fit(logged[:, None])
-            low = int(mixture.means_.argmin())
-            mean[j], scale[j] = mixture.means_[low, 0], np.sqrt(mixture.covariances_[low, 0, 0])
-        return np.tile(mean[:, None], (1, n_batch)), np.tile(scale[:, None], (1, n_batch))
 
     def get_latent_representation(
         self,
@@ -397,5 +385,8 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
         )
         for name, parameter in model.module.named_parameters():
             parameter.requires_grad_(name.startswith(cls.ADDED_PARTS) and ".ema." not in f".{name}")
+        for name, part in model.module.named_modules():
+            if isinstance(part, torch.nn.BatchNorm1d) and not name.startswith(cls.ADDED_PARTS):
+                part.momentum = 0.0  # Its running statistics are part of what is frozen.
         model.stages_ = {**model.stages_, "vae": {"status": "not trained", "epochs": 0}}
         return model

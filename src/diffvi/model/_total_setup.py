@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 from scvi.data.fields import BaseAnnDataField
+from sklearn.mixture import GaussianMixture
 
 from diffvi.data import scvi_fields
 from diffvi.data._fields import CountsField
@@ -68,3 +70,21 @@ def _check_panels(counts: pd.DataFrame | None, obs: pd.DataFrame, batch_key: str
 
 def _as_list(names: str | Sequence[str] | None) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])
+
+
+def background_start(counts: np.ndarray, n_batch: int, most: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    """Where the prior of each protein's background starts: the lower of two normal components of its log counts.
+
+    Mean and spread, ``(n_proteins, n_batch)``; counts are NaN where missing.
+    """
+    mean, scale = np.zeros((2, counts.shape[1]), dtype=np.float32)
+    for j, column in enumerate(counts.T):
+        logged = np.log1p(column[~np.isnan(column)])
+        if len(np.unique(logged)) < 3:
+            mean[j], scale[j] = logged.mean() if len(logged) else 0.0, 1.0
+            continue
+        logged = np.random.default_rng(0).choice(logged, min(len(logged), most), replace=False)
+        mixture = GaussianMixture(2, random_state=0, reg_covar=1e-3).fit(logged[:, None])
+        low = int(mixture.means_.argmin())
+        mean[j], scale[j] = mixture.means_[low, 0], np.sqrt(mixture.covariances_[low, 0, 0])
+    return np.tile(mean[:, None], (1, n_batch)), np.tile(scale[:, None], (1, n_batch))

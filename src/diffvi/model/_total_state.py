@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,10 @@ class TotalStateMixin:
                 ),
             )
         )
-        cells = MuData(dict(zip(self._modality_names, (rna, protein), strict=True)))
+        with warnings.catch_warnings():
+            # Of what a coming version will do, and of proteins that are called like genes.
+            warnings.simplefilter("ignore")
+            cells = MuData(dict(zip(self._modality_names, (rna, protein), strict=True)))
         for name in obs:
             cells.obs[name] = obs[name]
         cells.obsm["X_latent"] = arrays["latent"]
@@ -211,7 +215,10 @@ class TotalStateMixin:
 
     def _fit_paths(self, counts: dict[str, Any], state: np.ndarray) -> dict[str, np.ndarray]:
         """Fit the regressions of each modality on the state; predictions for the training cells, by other cells than themselves."""
-        features = {"rna": RNAFeatures.fit(counts["rna"]), "protein": ProteinFeatures.fit(counts["protein"])}
+        features: dict[str, Any] = {
+            "rna": RNAFeatures.fit(counts["rna"]),
+            "protein": ProteinFeatures.fit(counts["protein"]),
+        }
         self.paths_, predicted = {}, {}
         # From proteins also to programs of genes: the latent holds less of the genes than proteins tell.
         expression = log_normalise(counts["rna"])
@@ -231,7 +238,9 @@ class TotalStateMixin:
     ) -> tuple[LatentData, list[np.ndarray]]:
         """Every cell as it is, and every cell with both modalities once more for each of them."""
         if _get_adata_minify_type(self.adata) is not None:
-            raise InvalidInputError("`adata` is minified: stage 2 needs the counts of both modalities, and it holds none.")
+            raise InvalidInputError(
+                "`adata` is minified: stage 2 needs the counts of both modalities, and it holds none."
+            )
         counts = self._registered_counts()
         whole = np.full((len(latents.codes), self._n_codes), np.nan, dtype=np.float32)
         whole[:, : latents.codes.shape[1]] = latents.codes
@@ -251,7 +260,9 @@ class TotalStateMixin:
                 predicted = self._fit_paths({m: c[:n_fitted] for m, c in here.items()}, latents.mean[paired[:n_fitted]])
             posteriors = {m: self._posterior_of(m, c, table) for m, c in here.items()}
             if not known:
-                self.seen_ = {m: np.maximum(np.median(scale[:n_training], 0), 1e-6) for m, (_, scale) in posteriors.items()}
+                self.seen_ = {
+                    m: np.maximum(np.median(scale[:n_training], 0), 1e-6) for m, (_, scale) in posteriors.items()
+                }
                 self.paired_batches_ = []
             self.paired_batches_ = sorted({*self.paired_batches_, *np.unique(table.batch[:n_training]).tolist()})
             for modality, (features, path) in self._paths.items():
@@ -262,10 +273,13 @@ class TotalStateMixin:
                 shown = latents.codes[paired, : self.vocabulary.n_columns].copy()
                 # Cells are mostly translated without their labels, so half of the examples show the batch alone.
                 hidden = np.random.default_rng(0).random(len(paired)) < 0.5
-                shown[np.ix_(hidden, self._all_but_batch)] = np.nan
+                shown[np.ix_(hidden, np.array(self._all_but_batch, dtype=int))] = np.nan
                 codes.append(
                     self._seen_codes(
-                        modality, shown, posteriors[modality][0], self._origin(modality, whole_predicted, here[modality])
+                        modality,
+                        shown,
+                        posteriors[modality][0],
+                        self._origin(modality, whole_predicted, here[modality]),
                     )
                 )
                 chosen = np.flatnonzero(np.isin(paired, split[1]))[:N_VALIDATION]
@@ -303,7 +317,12 @@ class TotalStateMixin:
     def _all_but_batch(self) -> list[int]:
         """Columns of the user's attributes other than the batch."""
         batch = self.registry_["setup_args"].get("batch_key")
-        return [i for name, where in self.vocabulary.columns.items() if name != batch for i in range(where.start, where.stop)]
+        return [
+            i
+            for name, where in self.vocabulary.columns.items()
+            if name != batch
+            for i in range(where.start, where.stop)
+        ]
 
     def _registered_counts(self) -> dict[str, Any]:
         """Raw counts of the model's data: RNA as CSR, proteins with NaN where missing."""

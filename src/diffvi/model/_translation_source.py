@@ -84,7 +84,9 @@ class SourceMixin:
         layer = arguments.get("rna_layer", arguments.get("layer"))
         known = pd.Index(self.gene_names)
         if not known.isin(adata.var_names).any() and pd.Index(self.protein_names).isin(adata.var_names).any():
-            raise InvalidInputError("`adata` holds proteins where RNA is needed: `translate_protein_to_rna` starts from them.")
+            raise InvalidInputError(
+                "`adata` holds proteins where RNA is needed: `translate_protein_to_rna` starts from them."
+            )
         check_genes(known, adata.var_names)
         check_counts(adata, layer)
         return sparse.csr_matrix(adata.X if layer is None else adata.layers[layer])
@@ -158,7 +160,9 @@ class SourceMixin:
 
     def _covariates(self, cells: AnnData, registry_key: str) -> np.ndarray | None:
         """Covariates of the decoder, as scvi encodes them."""
-        argument = "categorical_covariate_keys" if registry_key == REGISTRY_KEYS.CAT_COVS_KEY else "continuous_covariate_keys"
+        argument = (
+            "categorical_covariate_keys" if registry_key == REGISTRY_KEYS.CAT_COVS_KEY else "continuous_covariate_keys"
+        )
         keys: Sequence[str] = self.registry_["setup_args"].get(argument) or []
         columns = []
         for key in keys:

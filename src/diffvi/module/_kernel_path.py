@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import numpy as np
 from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve
@@ -123,7 +124,9 @@ class KernelPath:
         for width in WIDTHS:
             gram = _kernel(landmarks, landmarks, width)
             kernel = _kernel(features, landmarks, width)
-            parts = [(kernel[fold == f].T @ kernel[fold == f], kernel[fold == f].T @ y[fold == f]) for f in np.unique(fold)]
+            parts = [
+                (kernel[fold == f].T @ kernel[fold == f], kernel[fold == f].T @ y[fold == f]) for f in np.unique(fold)
+            ]
             whole, right = sum(p[0] for p in parts), sum(p[1] for p in parts)
             for penalty in PENALTIES:
                 predicted = np.empty_like(y)
