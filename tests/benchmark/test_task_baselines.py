@@ -39,6 +39,7 @@ from diffvi.benchmark import (
     run_task,
     score_file,
 )
+from diffvi.benchmark._diffvi import DiffviTranslation
 from diffvi.datasets import simulate_cells
 from diffvi.metrics import feature_correlation, log_normalise, wasserstein
 
@@ -269,6 +270,19 @@ def test_totalvi_is_a_translation_baseline(cite, short_training):
     predicted = method.predict(split.test[0])
     assert predicted.shape == split.test[1].shape
     assert (predicted >= 0).all()
+
+
+def test_our_model_is_one_of_the_translators(cite):
+    split = next(TASKS["translation"].splits(cite, Options(n_top_genes=None)))
+    small = {"n_hidden": 16, "n_latent": 4, "denoiser_kwargs": {"width": 16, "depth": 1, "n_heads": 2}}
+    short = {"max_epochs": 30, "max_epochs_diffusion": 5}
+    method = DiffviTranslation(train_kwargs=short, translate_kwargs={"n_samples": 10}, **small)
+    method.fit(*split.train)
+    predicted = method.predict(split.test[0])
+    truth = np.log1p(split.test[1].X.toarray())
+    assert feature_correlation(truth, predicted).mean() > 0.25
+    np.testing.assert_allclose(method.predict(split.test[0][:5]), predicted[:5], rtol=1e-4)
+    assert "diffvi" in [m.name for m in TASKS["translation"].methods(Options())]
 
 
 def test_the_translation_task_needs_two_modalities(cite, tmp_path):

@@ -338,6 +338,52 @@ def test_translations_survive_saving(model, held_out, tmp_path):
         loaded.translate_rna_to_protein()
 
 
+# ---------------------------------------------------------------- proteins in obsm
+
+
+def _in_obsm(mdata, as_frame=True):
+    adata = mdata["rna"].copy()
+    adata.obs = mdata.obs.copy()
+    counts = mdata["protein"].to_df()
+    counts.iloc[-30:] = np.nan
+    adata.obsm["adt"] = counts if as_frame else counts.to_numpy()
+    return adata
+
+
+@pytest.mark.parametrize("as_frame", [True, False])
+def test_an_anndata_with_proteins_in_obsm_will_do(as_frame):
+    adata = _in_obsm(_cite(120), as_frame)
+    adata.uns["names"] = [f"p{i}" for i in range(6)]
+    names = None if as_frame else "names"
+    TotalDiffusion.setup_anndata(adata, "adt", protein_names_uns_key=names, batch_key="batch")
+    model = TotalDiffusion(adata, **SMALL)
+    model.train(max_epochs=2, max_epochs_diffusion=2, **QUIET)
+    expected = [f"protein_{i}" for i in range(6)] if as_frame else adata.uns["names"]
+    model.impute_proteins(seed=0, n_samples=2)
+    assert list(adata.obsm["protein_imputed"].columns) == expected
+    assert adata.obsm["protein_imputed_missing"].to_numpy().sum() == 30 * 6
+    rna = adata.copy()
+    del rna.obsm["adt"]
+    model.translate_rna_to_protein(rna, seed=0, n_samples=2)
+    assert not rna.obsm["protein"].isna().any().any()
+    assert model.get_latent_representation(rna).shape == (120, 4)
+    model.translate_protein_to_rna(adata[:50].copy(), seed=0, n_samples=2)
+    cells = model.generate(4, seed=0)
+    assert list(cells["protein"].var_names) == expected
+
+
+def test_names_of_proteins_have_to_fit():
+    adata = _in_obsm(_cite(60), as_frame=False)
+    adata.uns["names"] = ["a", "b"]
+    with pytest.raises(InvalidInputError, match=r"adata.uns\['names'\] has 2 names for the 6 proteins"):
+        TotalDiffusion.setup_anndata(adata, "adt", protein_names_uns_key="names")
+    with pytest.raises(InvalidInputError, match=r"adata.uns has no 'other'"):
+        TotalDiffusion.setup_anndata(adata, "adt", protein_names_uns_key="other")
+    adata.obsm["adt"] = pd.DataFrame(adata.obsm["adt"], index=adata.obs_names, columns=list("aabcde"))
+    with pytest.raises(InvalidInputError, match="several proteins called 'a'"):
+        TotalDiffusion.setup_anndata(adata, "adt")
+
+
 # ---------------------------------------------------------------- bad input
 
 

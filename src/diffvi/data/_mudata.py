@@ -61,14 +61,14 @@ class CellsField(BaseMuDataWrapperClass):
 def gather(mdata: MuData, columns: Mapping[str, str | None], rna: str, required: bool = True) -> AnnData:
     """An AnnData without genes whose ``obs`` has the columns asked for.
 
-    A column is looked for in the modality that is named for it, or in ``mdata.obs`` and then in the RNA modality. One
-    that is found nowhere is left out, or refused where it is ``required``.
+    A column is looked for in the modality that is named for it, or in ``mdata.obs``, the RNA modality and then the others.
+    One that is found nowhere is left out, or refused where it is ``required``.
     """
     obs = pd.DataFrame(index=mdata.obs_names)
     for name, modality in columns.items():
         if modality is not None and modality not in mdata.mod:
             raise InvalidInputError(f"`modalities`: there is no modality {modality!r}; there are {listed(mdata.mod)}.")
-        places = [mdata.mod[modality]] if modality is not None else [mdata, mdata.mod[rna]]
+        places = [mdata.mod[modality]] if modality is not None else [mdata, mdata.mod[rna], *mdata.mod.values()]
         found = next((place.obs[name] for place in places if name in place.obs), None)
         if found is not None:
             obs[name] = found.reindex(obs.index)

@@ -16,8 +16,8 @@ from scvi.data import fields
 
 from diffvi._exceptions import InvalidInputError, listed
 
-Reader = Callable[[Any], pd.DataFrame | None]
-"""Gives the protein counts of the cells of a data set, or ``None`` where it has none."""
+Reader = Callable[[Any, bool], pd.DataFrame | None]
+"""Gives the protein counts of a data set; where it has none, ``None``, or an error if they are required."""
 
 
 class ProteinsField(fields.BaseAnnDataField):
@@ -58,7 +58,7 @@ class ProteinsField(fields.BaseAnnDataField):
 
     def register_field(self, adata: Any) -> dict:
         super().register_field(adata)
-        counts = self.read(adata)
+        counts = self.read(adata, True)
         assert counts is not None
         unmeasured = counts.columns[counts.isna().all(0)]
         if len(unmeasured):
@@ -73,7 +73,7 @@ class ProteinsField(fields.BaseAnnDataField):
     def transfer_field(self, state_registry: dict, adata_target: Any, **kwargs: Any) -> dict:
         super().transfer_field(state_registry, adata_target, **kwargs)
         known = pd.Index(state_registry[self.NAMES_KEY])
-        counts = self.read(adata_target)
+        counts = self.read(adata_target, False)
         if counts is None:
             adata_target.obsm[self.attr_key] = np.full((adata_target.n_obs, len(known)), np.nan, dtype=np.float32)
         else:
@@ -128,13 +128,10 @@ def check_proteins(values: Any, names: Any, index: pd.Index, where: str) -> pd.D
     return pd.DataFrame(values, index=index, columns=names)
 
 
-def read_obsm(key: str, names_key: str | None = None, required: bool = True) -> Reader:
-    """Read proteins from ``adata.obsm[key]``, with the names of a data frame, of ``adata.uns``, or numbers.
+def read_obsm(key: str, names_key: str | None = None) -> Reader:
+    """Read proteins from ``adata.obsm[key]``, with the names of a data frame, of ``adata.uns``, or numbers."""
 
-    A matrix that is not ``required``, as in a query, may be absent.
-    """
-
-    def read(adata: AnnData) -> pd.DataFrame | None:
+    def read(adata: AnnData, required: bool) -> pd.DataFrame | None:
         if key not in adata.obsm:
             if not required:
                 return None
@@ -158,10 +155,10 @@ def read_obsm(key: str, names_key: str | None = None, required: bool = True) -> 
     return read
 
 
-def read_modality(name: str, layer: str | None, required: bool = True) -> Reader:
+def read_modality(name: str, layer: str | None) -> Reader:
     """Read proteins from a modality of a MuData, which may cover some of the cells only."""
 
-    def read(mdata: Any) -> pd.DataFrame | None:
+    def read(mdata: Any, required: bool) -> pd.DataFrame | None:
         if name not in mdata.mod and not required:
             return None
         return protein_counts(mdata.mod[name], layer, f"mdata[{name!r}]").reindex(mdata.obs_names)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,9 @@ class GenerationMixin:
 
     module: Any
     training_table_: dict[str, Any] | None
+
+    GENERATION_STEPS: ClassVar[Mapping[str, int]] = DEFAULT_STEPS
+    """Steps of each sampler in :meth:`generate`, unless told otherwise."""
 
     def generate(
         self,
@@ -116,13 +119,15 @@ class GenerationMixin:
         return cells
 
     def _sampler(
-        self, sampler: str | None, n_steps: int | None, usual: Mapping[str, int] = DEFAULT_STEPS
+        self, sampler: str | None, n_steps: int | None, usual: Mapping[str, int] | None = None
     ) -> tuple[str, int]:
         """The sampler that is asked for or fits what the denoiser predicts, and its steps."""
         if sampler is None:
             sampler = "dpmpp_2m" if self.module.prior.prediction == "data" else "heun"
         one_of("sampler", sampler, SAMPLERS)
-        return sampler, usual[sampler] if n_steps is None else positive_int("n_steps", n_steps)
+        return sampler, (usual or self.GENERATION_STEPS)[sampler] if n_steps is None else positive_int(
+            "n_steps", n_steps
+        )
 
     @torch.inference_mode()
     def _generate_batch(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from diffvi.data._mudata import find_modalities
 from diffvi.module import MultimodalVAE
 from diffvi.module._multimodal import VIEWS
 
+from ._generation import DEFAULT_STEPS
 from ._mixin import LatentDiffusionMixin
 from ._total_setup import COLUMN_ARGUMENTS, anndata_fields, background_start, mudata_fields
 from ._total_state import TotalStateMixin
@@ -55,6 +56,9 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
         Weight of the term that draws the encoders of one modality to that of both.
     modality_dropout
         Probability that a training cell with both modalities is encoded from one of them.
+    protein_weight
+        Weight of the proteins' part of the VAE's loss; the prior holds the proteins themselves, and needs the latent for
+        the RNA.
     denoiser, denoiser_kwargs, process, prediction, condition_dropout, ema_decay
         The diffusion: see :class:`LatentDiffusionSCVI`.
     **vae_kwargs
@@ -76,6 +80,9 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
     """
 
     _module_cls = MultimodalVAE
+    DIFFUSION_STEPS = 6000
+    # A state with proteins in it is larger than a latent, and has finer detail.
+    GENERATION_STEPS: ClassVar[dict[str, int]] = {**DEFAULT_STEPS, "heun": 10}
     ADDED_PARTS = ("prior.", "rna_encoder.", "protein_encoder.", "missing_protein")
     NOT_OURS = ("empirical_protein_background_prior", "override_missing_proteins")
 
@@ -84,7 +91,7 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
         adata: AnnData | MuData | None = None,
         registry: dict[str, Any] | None = None,
         n_hidden: int = 256,
-        n_latent: int = 20,
+        n_latent: int = 10,
         n_layers_encoder: int = 1,
         n_layers_decoder: int = 1,
         dropout_rate_encoder: float = 0.1,
@@ -95,7 +102,8 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
         use_batch_norm: Literal["encoder", "decoder", "none", "both"] = "none",
         use_layer_norm: Literal["encoder", "decoder", "none", "both"] = "both",
         alignment_weight: float = 1.0,
-        modality_dropout: float = 0.2,
+        modality_dropout: float = 0.1,
+        protein_weight: float = 0.2,
         denoiser: Literal["dit", "mlp"] = "dit",
         denoiser_kwargs: dict[str, Any] | None = None,
         process: Literal["linear", "vp_cosine", "vp_linear"] = "linear",
@@ -135,6 +143,7 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
             protein_background_prior_scale=background[1],
             alignment_weight=alignment_weight,
             modality_dropout=modality_dropout,
+            protein_weight=protein_weight,
             **vae_kwargs,
         )
         self.module.minified_data_type = self.minified_data_type
@@ -316,7 +325,8 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
         rna_layer, protein_layer
             Layers of the modalities that hold the counts; ``None`` for ``X``.
         batch_key, labels_key, categorical_covariate_keys, continuous_covariate_keys, condition_keys
-            As in :meth:`LatentDiffusionSCVI.setup_anndata`. Columns are looked for in ``mdata.obs``, then in that of the RNA.
+            As in :meth:`LatentDiffusionSCVI.setup_anndata`. Columns are looked for in ``mdata.obs``, the RNA and then
+            the proteins.
         modalities
             Names of the modalities by argument, as in :meth:`scvi.model.TOTALVI.setup_mudata`: ``{"rna_layer": "rna",
             "protein_layer": "prot"}``; further arguments say which modality their columns are in. ``None`` where the

@@ -31,9 +31,9 @@ def anndata_fields(
     adata: AnnData, layer: str | None, key: str, names_key: str | None, query: bool, columns: Mapping[str, Any]
 ) -> list[BaseAnnDataField]:
     """Fields of RNA in ``X`` or a layer, and proteins in ``obsm``."""
-    read = read_obsm(key, names_key, required=not query)
+    read = read_obsm(key, names_key)
     if not query:
-        _check_panels(read(adata), adata.obs, columns["batch_key"])
+        _check_panels(read(adata, True), adata.obs, columns["batch_key"])
     return [*scvi_fields(adata, layer, **columns, size_factor_key=None, query=query), ProteinsField(read)]
 
 
@@ -49,9 +49,9 @@ def mudata_fields(
     check_modalities(mdata, rna, protein if protein in mdata.mod or not query else None)
     places = {name: modalities.get(argument) for argument, names in columns.items() for name in _as_list(names)}
     cells = gather(mdata, places, rna, required=not query)
-    read = read_modality(protein, layers[1], required=not query)
+    read = read_modality(protein, layers[1])
     if not query:
-        _check_panels(read(mdata), cells.obs, columns["batch_key"])
+        _check_panels(read(mdata, True), cells.obs, columns["batch_key"])
     # The checks of the counts belong to the RNA, those of the columns to the cells.
     fields = scvi_fields(cells, layers[0], **columns, size_factor_key=None, query=query)
     wrapped: list[BaseAnnDataField] = [

@@ -236,7 +236,7 @@ class TotalStateMixin:
     def _training_rows(
         self, latents: LatentData, table: TrainingTable, split: list[np.ndarray]
     ) -> tuple[LatentData, list[np.ndarray]]:
-        """Every cell as it is, and every cell with both modalities once more for each of them."""
+        """Every cell as it is, twice, and every cell with both modalities once more for each of them."""
         if _get_adata_minify_type(self.adata) is not None:
             raise InvalidInputError(
                 "`adata` is minified: stage 2 needs the counts of both modalities, and it holds none."
@@ -244,64 +244,60 @@ class TotalStateMixin:
         counts = self._registered_counts()
         whole = np.full((len(latents.codes), self._n_codes), np.nan, dtype=np.float32)
         whole[:, : latents.codes.shape[1]] = latents.codes
-        means, scales, codes, splits = [latents.mean], [latents.scale], [whole], [split]
+        # Twice, so that half of what the prior learns is to make cells from nothing.
+        rows, codes = [np.arange(len(whole)), np.arange(len(whole))], [whole, whole]
         paired = np.flatnonzero(~np.isnan(counts["protein"]).all(1))
-        training = np.isin(paired, split[0])
-        known = self.replay_ is not None and self.paths_ is not None  # type: ignore[attr-defined]
-        remembered, self._held_out = [whole[:0]], None
-        if training.any():
-            n_training, shuffled = int(training.sum()), np.random.default_rng(0).permutation(len(paired))
-            paired = paired[shuffled[np.argsort(~training[shuffled], kind="stable")]]
-            n_fitted = 0 if known else min(n_training, MAX_FITTED)
-            here = {m: c[paired] for m, c in counts.items()}
-            table = table.subset(paired)
-            predicted = {m: np.empty((0, path.mean.size), np.float32) for m, (_, path) in self._paths.items()}
-            if not known:
-                predicted = self._fit_paths({m: c[:n_fitted] for m, c in here.items()}, latents.mean[paired[:n_fitted]])
-            posteriors = {m: self._posterior_of(m, c, table) for m, c in here.items()}
-            if not known:
-                self.seen_ = {
-                    m: np.maximum(np.median(scale[:n_training], 0), 1e-6) for m, (_, scale) in posteriors.items()
-                }
-                self.paired_batches_ = []
-            self.paired_batches_ = sorted({*self.paired_batches_, *np.unique(table.batch[:n_training]).tolist()})
-            for modality, (features, path) in self._paths.items():
-                # The cells that a path is fitted on are predicted by others: what is left to learn is what is left in new cells.
-                whole_predicted = np.concatenate(
-                    [predicted[modality][:n_fitted], path(features(here[modality][n_fitted:]))]
-                )
-                shown = latents.codes[paired, : self.vocabulary.n_columns].copy()
-                # Cells are mostly translated without their labels, so half of the examples show the batch alone.
-                hidden = np.random.default_rng(0).random(len(paired)) < 0.5
-                shown[np.ix_(hidden, np.array(self._all_but_batch, dtype=int))] = np.nan
-                codes.append(
-                    self._seen_codes(
-                        modality,
-                        shown,
-                        posteriors[modality][0],
-                        self._origin(modality, whole_predicted, here[modality]),
-                    )
-                )
-                chosen = np.flatnonzero(np.isin(paired, split[1]))[:N_VALIDATION]
-                self._held_out = {
-                    **(self._held_out or {}),
-                    modality: Source(
-                        self.adata,
-                        here[modality][chosen],
-                        codes[-1][chosen],
-                        table.subset(chosen),
-                        np.arange(len(chosen), dtype=np.uint64),
-                    ),
-                }
-                remembered.append(codes[-1][:n_training][: TrainingTable.MAX_CELLS // 5])
-                offset = sum(len(part) for part in means)
-                splits.append([offset + np.flatnonzero(np.isin(paired, part)) for part in split])
-                means.append(latents.mean[paired])
-                scales.append(latents.scale[paired])
-        if not known:
-            self.remembered_ = np.concatenate(remembered)
-        joined = LatentData(np.concatenate(means), np.concatenate(scales), np.concatenate(codes))
-        return joined, [np.concatenate(parts) for parts in zip(*splits, strict=True)]
+        paired = np.random.default_rng(0).permutation(paired)
+        paired = paired[np.argsort(~np.isin(paired, split[0]), kind="stable")]
+        n_training = int(np.isin(paired, split[0]).sum())
+        after_surgery = self.replay_ is not None and self.paths_ is not None  # type: ignore[attr-defined]
+        self._held_out = None
+        if n_training:
+            here, table = {m: c[paired] for m, c in counts.items()}, table.subset(paired)
+            posteriors, predicted = self._one_by_one(here, latents.mean[paired], table, n_training, not after_surgery)
+            # Cells are mostly translated without their labels, so half of the examples show the batch alone.
+            shown = latents.codes[paired, : self.vocabulary.n_columns].copy()
+            hidden = np.random.default_rng(0).random(len(paired)) < 0.5
+            shown[np.ix_(hidden, np.array(self._all_but_batch, dtype=int))] = np.nan
+            for modality in SEEN:
+                origin = self._origin(modality, predicted[modality], here[modality])
+                codes.append(self._seen_codes(modality, shown, posteriors[modality], origin))
+                rows.append(paired)
+            chosen = np.flatnonzero(np.isin(paired, split[1]))[:N_VALIDATION]
+            numbers = np.arange(len(chosen), dtype=np.uint64)
+            self._held_out = {
+                m: Source(self.adata, here[m][chosen], seen[chosen], table.subset(chosen), numbers)
+                for m, seen in zip(SEEN, codes[2:], strict=True)
+            }
+        if not after_surgery:
+            most = TrainingTable.MAX_CELLS // 5
+            self.remembered_ = np.concatenate([whole[:0], *(seen[: min(n_training, most)] for seen in codes[2:])])
+        every = np.concatenate(rows)
+        joined = LatentData(latents.mean[every], latents.scale[every], np.concatenate(codes))
+        return joined, [np.flatnonzero(np.isin(every, part)) for part in split]
+
+    def _one_by_one(
+        self, counts: dict[str, Any], state: np.ndarray, table: TrainingTable, n_training: int, fit: bool
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What each modality says of cells of which the first ``n_training`` may be learned from: posterior and path.
+
+        The paths, and what else is learned of the cells with both modalities, are fitted unless they are those of a reference.
+        """
+        n_fitted = min(n_training, MAX_FITTED) if fit else 0
+        if fit:
+            held = self._fit_paths({m: c[:n_fitted] for m, c in counts.items()}, state[:n_fitted])
+            self.seen_, self.paired_batches_ = {}, []
+        self.paired_batches_ = sorted({*self.paired_batches_, *np.unique(table.batch[:n_training]).tolist()})
+        posteriors, predicted = {}, {}
+        for modality, (features, path) in self._paths.items():
+            posteriors[modality], scale = self._posterior_of(modality, counts[modality], table)
+            if fit:
+                assert self.seen_ is not None
+                self.seen_[modality] = np.maximum(np.median(scale[:n_training], 0), 1e-6)
+            new = path(features(counts[modality][n_fitted:]))
+            # The cells that a path is fitted on are predicted by others: what is left to learn is what is left in new cells.
+            predicted[modality] = np.concatenate([held[modality], new]) if fit else new
+        return posteriors, predicted
 
     def _replayed(self, table: TrainingTable) -> tuple[TrainingTable, np.ndarray]:
         """The remembered cells from nothing, and those of which a modality is known from that."""

@@ -95,7 +95,7 @@ class SourceMixin:
         arguments, known = self.registry_["setup_args"], pd.Index(self.protein_names)
         key = arguments.get("protein_expression_obsm_key")
         if key is not None and key in adata.obsm:
-            read = read_obsm(key, arguments.get("protein_names_uns_key"))(adata)
+            read = read_obsm(key, arguments.get("protein_names_uns_key"))(adata, True)
             assert read is not None
         elif known.isin(adata.var_names).any():
             read = protein_counts(adata, arguments.get("protein_layer"), "adata")

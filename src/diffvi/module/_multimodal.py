@@ -43,6 +43,9 @@ class MultimodalVAE(TOTALVAE):
         The weight :math:`\alpha`.
     modality_dropout
         Probability that a training cell with both modalities is encoded from one of them, either with half of it.
+    protein_weight
+        Weight of the proteins' part of the loss. Their counts are large and tell a lot, so at 1 the latent is mostly about
+        them; the prior holds the proteins themselves, and needs the latent for the RNA.
     normalize_encoder_input
         Divide a cell's counts by their mean before they are encoded, as totalVI does; it hides from the latent how much of
         everything there is in a cell.
@@ -57,7 +60,7 @@ class MultimodalVAE(TOTALVAE):
         n_batch: int = 0,
         n_labels: int = 0,
         n_hidden: int = 256,
-        n_latent: int = 20,
+        n_latent: int = 10,
         n_layers_encoder: int = 1,
         n_continuous_cov: int = 0,
         n_cats_per_cov: Any = None,
@@ -68,7 +71,8 @@ class MultimodalVAE(TOTALVAE):
         use_batch_norm: Literal["encoder", "decoder", "none", "both"] = "none",
         use_layer_norm: Literal["encoder", "decoder", "none", "both"] = "both",
         alignment_weight: float = 1.0,
-        modality_dropout: float = 0.2,
+        modality_dropout: float = 0.1,
+        protein_weight: float = 0.2,
         normalize_encoder_input: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -92,6 +96,7 @@ class MultimodalVAE(TOTALVAE):
             **kwargs,
         )
         self.alignment_weight, self.modality_dropout = alignment_weight, modality_dropout
+        self.protein_weight = protein_weight
         self.normalize_encoder_input = normalize_encoder_input
         categories = [n_batch, *(n_cats_per_cov or [])] if encode_covariates else None
 
@@ -269,10 +274,11 @@ class MultimodalVAE(TOTALVAE):
             "kl_div_z": kl_divergence(inference_outputs["qz"], Normal(0.0, 1.0)).sum(1),
             "kl_div_back_pro": (background * measured).sum(1),
         }
-        loss = sum(reconstruction.values()) + kl_weight * sum(kl_local.values())
+        loss = reconstruction["reconst_loss_gene"] + self.protein_weight * reconstruction["reconst_loss_protein"]
+        loss = loss + kl_weight * (kl_local["kl_div_z"] + self.protein_weight * kl_local["kl_div_back_pro"])
         if self.n_batch > 1:
             efficiency = torch.distributions.LogNormal(0.0, 1.0).log_prob(generative_outputs["per_batch_efficiency"])
-            loss = loss - kl_weight * (efficiency * measured).sum(1)
+            loss = loss - kl_weight * self.protein_weight * (efficiency * measured).sum(1)
         if self.training and self.alignment_weight > 0:
             loss = loss + self.alignment_weight * self._alignment(inference_outputs["posteriors"], measured.any(1))
         return LossOutput(loss=loss.mean(), reconstruction_loss=reconstruction, kl_local=kl_local)
