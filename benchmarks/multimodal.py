@@ -240,12 +240,12 @@ def main() -> None:
         if arguments.model:
             model.save(arguments.model)
     tables = {
-        "protein_to_rna": protein_to_rna(model, train, test),
-        "joint": joint(model, train, test),
-        "rna_to_protein": rna_to_protein(model, train, test, not arguments.no_totalvi),
+        "joint": lambda: joint(model, train, test),
+        "protein_to_rna": lambda: protein_to_rna(model, train, test),
+        "rna_to_protein": lambda: rna_to_protein(model, train, test, not arguments.no_totalvi),
     }
-    for name, rows in tables.items():
-        table = pd.DataFrame(rows)
+    for name, make in tables.items():
+        table = pd.DataFrame(make())
         print(f"\n{name}\n{table.round(4).to_string(index=False)}", flush=True)
         if arguments.csv:
             table.to_csv(f"{arguments.csv}_{name}.csv", index=False)
