@@ -80,7 +80,7 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
     """
 
     _module_cls = MultimodalVAE
-    DIFFUSION_STEPS = 9000
+    DIFFUSION_STEPS = 6000
     # A state with proteins in it is larger than a latent, and has finer detail.
     GENERATION_STEPS: ClassVar[dict[str, int]] = {**DEFAULT_STEPS, "heun": 10}
     ADDED_PARTS = ("prior.", "rna_encoder.", "protein_encoder.", "missing_protein")

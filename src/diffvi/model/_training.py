@@ -63,7 +63,7 @@ class StagedTrainingMixin:
         max_epochs
             Epochs of the VAE; ``None`` for as many as make about 5,000 steps, between 20 and 1,000.
         max_epochs_diffusion
-            Epochs of the prior; ``None`` for as many as make about 5,000 steps (9,000 in TotalDiffusion), between 20 and 500 (beyond that it
+            Epochs of the prior; ``None`` for as many as make about 5,000 steps (6,000 in TotalDiffusion), between 20 and 500 (beyond that it
             memorises small data sets).
         accelerator, devices
             Where to train, as in :meth:`scvi.model.SCVI.train`.
