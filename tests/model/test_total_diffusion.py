@@ -338,6 +338,53 @@ def test_translations_survive_saving(model, held_out, tmp_path):
         loaded.translate_rna_to_protein()
 
 
+# ---------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gene_likelihood": "zinb"},
+        {"gene_dispersion": "gene-batch", "protein_dispersion": "protein-batch"},
+        {"gene_dispersion": "gene-label", "protein_dispersion": "protein-label"},
+        {"latent_distribution": "ln"},
+        {"denoiser": "mlp", "denoiser_kwargs": {"width": 16}, "process": "vp_cosine", "prediction": "noise"},
+        {"use_batch_norm": "both", "use_layer_norm": "none", "encode_covariates": False},
+        {"alignment_weight": 0.0, "modality_dropout": 0.0, "protein_weight": 1.0, "normalize_encoder_input": True},
+    ],
+    ids=lambda options: next(iter(options.values())) if isinstance(options, dict) else None,
+)
+def test_every_option_is_trained_and_sampled(options):
+    mdata = _cite(120)
+    mdata.obs["donor"] = pd.Categorical(np.where(np.arange(120) % 2, "a", "b"))
+    TotalDiffusion.setup_mudata(
+        mdata,
+        labels_key="cell_type",
+        batch_key="batch",
+        categorical_covariate_keys=["donor"],
+        continuous_covariate_keys=["score"],
+    )
+    model = TotalDiffusion(mdata, **{**SMALL, **options})
+    model.train(max_epochs=2, max_epochs_diffusion=2, **QUIET)
+    cells = model.generate(5, {"cell_type": "type_1"}, seed=0)
+    assert np.isfinite(cells["rna"].layers["normalized"]).all()
+    rna, protein = _rna(mdata), _protein(mdata)
+    model.translate_rna_to_protein(rna, seed=0, n_samples=2, use_conditions=True)
+    model.translate_protein_to_rna(protein, seed=0, n_samples=2)
+    assert np.isfinite(rna.obsm["protein"]).all().all()
+    assert np.isfinite(protein.obsm["rna"]).all()
+    del rna.obs["donor"]
+    with pytest.raises(InvalidInputError, match="no column 'donor', a covariate"):
+        model.translate_rna_to_protein(rna)
+
+
+def test_an_observed_library_is_needed():
+    mdata = _cite(60)
+    TotalDiffusion.setup_mudata(mdata)
+    with pytest.raises(InvalidInputError, match="`use_observed_lib_size` must be True"):
+        TotalDiffusion(mdata, use_observed_lib_size=False)
+
+
 # ---------------------------------------------------------------- proteins in obsm
 
 

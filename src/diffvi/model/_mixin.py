@@ -118,7 +118,8 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
         """Attributes that the decoder reads too, which therefore need a value in every generated cell."""
         setup = self.registry_["setup_args"]
         keys = [setup.get("batch_key")]
-        if getattr(self.module, "dispersion", "gene") == "gene-label":
+        dispersions = (getattr(self.module, f"{name}dispersion", "") for name in ("", "gene_", "protein_"))
+        if any(dispersion.endswith("-label") for dispersion in dispersions):
             keys.append(setup.get("labels_key"))
         return [key for key in keys if key is not None]
 

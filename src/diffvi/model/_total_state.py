@@ -167,8 +167,11 @@ class TotalStateMixin:
             block = block.toarray() if sparse.issparse(block) else np.asarray(block)
             x = torch.as_tensor(block, dtype=torch.float32, device=device)
             here = {
-                name: None if value is None else torch.as_tensor(np.asarray(value[rows], np.float32), device=device)
-                for name, value in (("cat_covs", table.cat_covs), ("cont_covs", table.cont_covs))
+                name: None if value is None else torch.as_tensor(value[rows], device=device).to(dtype)
+                for name, value, dtype in (
+                    ("cat_covs", table.cat_covs, torch.long),
+                    ("cont_covs", table.cont_covs, torch.float32),
+                )
             }
             batch = torch.as_tensor(table.batch[rows], device=device).long().view(-1, 1)
             both = (x, None) if modality == "rna" else (None, x)

@@ -153,10 +153,18 @@ class SourceMixin:
             codes=codes,
             log_library=np.zeros(n, dtype=np.float32),
             batch=own,
-            labels=np.zeros(n, dtype=int),
+            labels=self._labels_of(cells),
             cat_covs=self._covariates(cells, REGISTRY_KEYS.CAT_COVS_KEY),
             cont_covs=self._covariates(cells, REGISTRY_KEYS.CONT_COVS_KEY),
         )
+
+    def _labels_of(self, cells: AnnData) -> np.ndarray:
+        """Scvi's codes of the labels, 0 where there is none: as in the data that a model is set up with."""
+        key = self.registry_["setup_args"].get("labels_key")
+        if key is None or key not in cells.obs:
+            return np.zeros(cells.n_obs, dtype=int)
+        known = pd.Index(self._state_registry(REGISTRY_KEYS.LABELS_KEY)["categorical_mapping"])
+        return np.maximum(known.get_indexer(pd.Index(cells.obs[key].astype(object))), 0)
 
     def _covariates(self, cells: AnnData, registry_key: str) -> np.ndarray | None:
         """Covariates of the decoder, as scvi encodes them."""
