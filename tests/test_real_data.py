@@ -1,12 +1,15 @@
 """The main job on real cells, small enough for every run; quality is measured by the benchmark commands."""
 
 import anndata as ad
+import mudata
 import numpy as np
 import pytest
 
 import diffvi
-from diffvi.benchmark import IndependentNB, split_cells
-from diffvi.metrics import classifier_two_sample, evaluate_generation
+from diffvi.benchmark import IndependentNB, KernelRidgeTranslation, split_cells
+from diffvi.benchmark._options import Options
+from diffvi.benchmark._tasks import find_task
+from diffvi.metrics import classifier_two_sample, evaluate_generation, feature_correlation, interval_coverage
 from tests.conftest import QUIET
 
 
@@ -55,3 +58,23 @@ def test_two_batches_of_real_cells_can_be_asked_for_together(data_folder):
     real = adata[(adata.obs["batch"] == batch) & (adata.obs["cell_type"] == kind)]
     a, b = (np.log1p(np.asarray(c.X.mean(0)).ravel()) for c in (real, cells))
     assert np.corrcoef(a, b)[0, 1] > 0.95
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_proteins_of_real_cells_are_predicted_as_well_as_by_kernel_ridge(data_folder):
+    mdata = mudata.read_h5mu(data_folder / "pbmc10k_cite.h5mu")
+    split = next(iter(find_task("translation").splits(mdata, Options(n_top_genes=300))))
+    rna, protein = (part[:1200].copy() for part in split.train)
+    test = [part[:500].copy() for part in split.test]
+    cells = mudata.MuData({"rna": rna, "protein": protein})
+    diffvi.model.TotalDiffusion.setup_mudata(cells)
+    model = diffvi.model.TotalDiffusion(cells)
+    model.train(max_epochs=40, max_epochs_diffusion=40, **QUIET)
+    model.translate_rna_to_protein(test[0], seed=0)
+    baseline = KernelRidgeTranslation()
+    baseline.fit(rna, protein)
+    truth = np.log1p(test[1].X)
+    ours = feature_correlation(truth, test[0].obsm["protein_log1p"].to_numpy()).mean()
+    assert ours > feature_correlation(truth, baseline.predict(test[0])).mean() - 0.01
+    covered = interval_coverage(test[1].X, *(test[0].obsm[f"protein_{q}"].to_numpy() for q in ("q5", "q95")))
+    assert 0.8 < covered < 0.97
