@@ -1,6 +1,7 @@
 """TotalDiffusion on CITE-seq data, beside simple baselines and totalVI; see multimodal.md for the recorded tables.
 
     python benchmarks/multimodal.py cite pbmc10k_cite.h5mu [--no-totalvi] [--model DIR] [--csv out.csv]
+    python benchmarks/multimodal.py decoder pbmc10k_cite.h5mu --model DIR
     python benchmarks/multimodal.py query pbmc10k_cite.h5mu pbmc5k_rna_only.h5ad [--model DIR]
 
 The split is that of `diffvi benchmark translation --test-size 0.3`: random, 2,000 genes chosen on the training cells. CRPS is
@@ -29,13 +30,15 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
+from diffvi._random import CellStreams
 from diffvi.benchmark._options import Options
 from diffvi.benchmark._tasks import find_task
 from diffvi.benchmark._translation_baselines import KernelRidgeTranslation, TotalVITranslation
+from diffvi.data import sample_counts
 from diffvi.metrics import classifier_two_sample, cross_correlation_agreement, log_normalise
 from diffvi.metrics._counts import dense
 from diffvi.metrics._translation import feature_correlation, feature_rmse
-from diffvi.model import TotalDiffusion
+from diffvi.model import LatentDiffusionSCVI, TotalDiffusion
 
 LEVELS = np.arange(1, 40) / 40
 MARKERS = {"CD3": ["CD3D", "CD3E"], "CD19": ["MS4A1", "CD79A"], "CD14": ["CD14", "LYZ"], "CD8a": ["CD8A", "CD8B"]}
@@ -179,6 +182,30 @@ def joint(model: TotalDiffusion, train: Any, test: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def decoder(path: str, seed: int, folder: str) -> None:
+    """How well the RNA of test cells is told from their own reconstruction, by a saved model and by LatentDiffusionSCVI."""
+    train, test = split(path, seed)
+    genes, library = test[0].X, torch.as_tensor(dense(test[0].X).sum(1, keepdims=True), dtype=torch.float32)
+    vae = TotalDiffusion.load(folder).module
+    batch = torch.zeros(len(library), 1, dtype=torch.long)
+    x, y = (torch.as_tensor(dense(part.X), dtype=torch.float32) for part in test)
+    with torch.inference_mode():
+        z = vae.posterior("both", x, y, batch).sample()
+        outputs = vae.generative(
+            z=vae.encoder.z_transformation(z), library_gene=library, batch_index=batch, label=batch
+        )
+        counts = sample_counts(vae.likelihoods(outputs["px_"], outputs["py_"])[0], CellStreams(seed, range(len(x))))
+    print(f"TotalDiffusion, through its VAE: {classifier_two_sample(genes, counts):.3f}", flush=True)
+    cells = train[0].copy()
+    LatentDiffusionSCVI.setup_anndata(cells)
+    model = LatentDiffusionSCVI(cells)
+    model.train(enable_progress_bar=False)
+    through = model.posterior_predictive_sample(test[0].copy()).to_scipy_sparse()
+    print(f"LatentDiffusionSCVI, through its VAE: {classifier_two_sample(genes, through):.3f}")
+    generated = model.generate(test[0].n_obs, seed=seed).X
+    print(f"LatentDiffusionSCVI, generated: {classifier_two_sample(genes, generated):.3f}")
+
+
 def query(path: str, other: str, seed: int, folder: str | None) -> None:
     """A batch without proteins: imputed by the model of `cite`, or by one with a batch, before and after surgery."""
     train, _ = split(path, seed)
@@ -235,13 +262,19 @@ def main() -> None:
     asked.add_argument(
         "--model", help="folder of a model that `cite` has saved; without it a new one is trained, and surgery done"
     )
-    for part in (cite, asked):
+    inside = commands.add_parser("decoder", help="how much of the RNA's distance is the decoder's")
+    inside.add_argument("data")
+    inside.add_argument("--model", required=True, help="folder of a model that `cite` has saved")
+    for part in (cite, asked, inside):
         part.add_argument("--seed", type=int, default=0)
         part.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     scvi.settings.seed = arguments.seed
     pd.set_option("display.width", 250, "display.max_columns", 30)
+    if arguments.command == "decoder":
+        decoder(arguments.data, arguments.seed, arguments.model)
+        return
     if arguments.command == "query":
         query(arguments.data, arguments.query, arguments.seed, arguments.model)
         return

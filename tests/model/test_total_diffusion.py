@@ -177,7 +177,16 @@ def test_imputed_proteins_keep_what_was_measured(model):
     measured = mdata["protein"].to_df()
     kept = ~missing.loc[measured.index]
     assert (filled.loc[measured.index][kept] == measured[kept]).to_numpy()[kept.to_numpy()].all()
-    assert (rna.obsm["protein_imputed_std"].to_numpy()[~missing.to_numpy()] == 0).all()
+    spread = rna.obsm["protein_imputed_std"].to_numpy()
+    assert (spread[~missing.to_numpy()] == 0).all()
+    assert (spread[600:] > 0).any(axis=1).all()
+
+
+def test_nothing_is_imputed_where_all_was_measured(model, held_out, monkeypatch):
+    monkeypatch.setattr(model, "_translate", None)
+    model.impute_proteins(held_out)
+    assert (held_out["rna"].obsm["protein_imputed"].to_numpy() == held_out["protein"].X).all()
+    assert held_out["rna"].uns["protein_imputed"]["n_missing"] == 0
 
 
 def test_a_cell_without_proteins_is_encoded_from_its_rna(model):
@@ -204,21 +213,23 @@ def test_zeros_are_data_and_a_panel_of_zeros_is_pointed_out():
     assert (mdata.obsm["_diffvi_proteins"] == mdata["protein"].X).all()
 
 
-def test_what_is_in_the_place_of_missing_proteins_does_not_matter():
+def test_missing_proteins_leave_loss_and_gradients_finite():
     mdata = _cite(60)
     mdata["protein"].X[:30, 0] = np.nan
     TotalDiffusion.setup_mudata(mdata)
     model = TotalDiffusion(mdata, **SMALL)
     loader = model._make_data_loader(mdata, batch_size=60)
     tensors = next(iter(loader))
-    losses = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        losses.append(model.module(tensors)[2].loss)
-    assert losses[0] == losses[1]
-    assert torch.isfinite(losses[0])
-    losses[0].backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.module.parameters() if p.grad is not None)
+    assert tensors["proteins"].isnan().any()
+    model.module.train()
+    loss = model.module(tensors)[2].loss
+    assert torch.isfinite(loss)
+    loss.backward()
+    gradients = [p.grad for p in model.module.parameters() if p.grad is not None]
+    assert len(gradients) > 10
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    # Of the learned stand-ins only that of the protein which is missing somewhere is learned.
+    assert (model.module.missing_protein.grad != 0).tolist() == [True, False, False, False, False, False]
 
 
 # ---------------------------------------------------------------- generation
@@ -517,5 +528,4 @@ def test_bad_arguments_of_translations_get_a_sentence(model, held_out):
     protein.X[:4] = np.nan
     with pytest.raises(InvalidInputError, match="No protein was measured in 4 of 300 cells"):
         model.translate_protein_to_rna(protein)
-    assert "protein" not in rna.obsm or rna.obsm["protein"].shape == (300, 6)
     assert not [k for k in protein.obsm if k.startswith("rna")]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data.fields import ObsmField
@@ -77,6 +78,21 @@ class TrainingTable:
         """The given rows."""
         values: dict[str, Any] = {k: None if v is None else v[rows] for k, v in vars(self).items()}
         return TrainingTable(**values)
+
+    def tensors(self, device: torch.device) -> dict[str, torch.Tensor | None]:
+        """What decoder and encoders are told of each cell, ``(n, k)`` each: whole numbers but for ``cont_covs``."""
+
+        def column(values: np.ndarray | None, dtype: torch.dtype) -> torch.Tensor | None:
+            if values is None:
+                return None
+            return torch.as_tensor(np.asarray(values), dtype=dtype, device=device).view(len(values), -1)
+
+        return {
+            "batch": column(self.batch, torch.long),
+            "labels": column(self.labels, torch.long),
+            "cat_covs": column(self.cat_covs, torch.long),
+            "cont_covs": column(self.cont_covs, torch.float32),
+        }
 
     def append(self, other: TrainingTable) -> TrainingTable:
         """The rows of this table, then those of another of the same model."""

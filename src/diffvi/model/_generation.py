@@ -257,11 +257,13 @@ class GenerationMixin:
             parts.append(self.module.prior.log_prob(u, c, n_steps).cpu().numpy())
         return np.concatenate(parts)
 
-    def annotate(self, adata: AnnData | None = None, copy: bool = False, **log_prob_kwargs: Any) -> AnnData | None:
+    def annotate(self, adata: Any = None, copy: bool = False, **log_prob_kwargs: Any) -> Any:
         """Write the model's view of cells into ``adata``.
 
         ``obsm["X_diffvi"]``: posterior mean of the latent. ``layers["diffvi_normalized"]``: decoded expression,
-        10,000 counts a cell. ``obs["diffvi_log_prob"]``: :meth:`get_prior_log_prob`. ``uns["diffvi"]``: provenance.
+        10,000 counts a cell. ``obs["diffvi_log_prob"]``: :meth:`get_prior_log_prob`. ``uns["diffvi"]``: provenance. Of a
+        model with proteins also ``obsm["diffvi_protein"]``, expected counts; expression and proteins of a MuData go
+        into its RNA modality.
 
         Parameters
         ----------
@@ -280,14 +282,18 @@ class GenerationMixin:
         self._require("diffusion")  # type: ignore[attr-defined]
         adata = self.adata if adata is None else adata  # type: ignore[attr-defined]
         adata = adata.copy() if copy else adata
-        results = (
-            self.get_latent_representation(adata),  # type: ignore[attr-defined]
-            self.get_normalized_expression(adata, library_size=1e4, return_numpy=True),  # type: ignore[attr-defined]
-            self.get_prior_log_prob(adata, **log_prob_kwargs),
-        )
-        adata.obsm["X_diffvi"], adata.layers["diffvi_normalized"], adata.obs["diffvi_log_prob"] = results
-        adata.uns["diffvi"] = self._provenance(units="normalized: 10,000 counts a cell; log_prob: nats")
+        latent = self.get_latent_representation(adata)  # type: ignore[attr-defined]
+        log_prob = self.get_prior_log_prob(adata, **log_prob_kwargs)
+        units = self._write_expression(adata)
+        adata.obsm["X_diffvi"], adata.obs["diffvi_log_prob"] = latent, log_prob
+        adata.uns["diffvi"] = self._provenance(units=f"{units}; log_prob: nats")
         return adata if copy else None
+
+    def _write_expression(self, adata: Any) -> str:
+        """Write the decoded expression of :meth:`annotate`; its units."""
+        values = self.get_normalized_expression(adata, library_size=1e4, return_numpy=True)  # type: ignore[attr-defined]
+        adata.layers["diffvi_normalized"] = values
+        return "normalized: 10,000 counts a cell"
 
     def _provenance(self, **settings: Any) -> dict[str, Any]:
         """What made a result; plain values, so that any file format can hold them."""

@@ -88,21 +88,16 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
 
     def _decode(self, state: Tensor, table: TrainingTable) -> Any:
         """Count distribution of states, with the decoder's batch and covariates from ``table``."""
-
-        def column(values: np.ndarray | None, dtype: torch.dtype) -> Tensor | None:
-            if values is None:
-                return None
-            return torch.as_tensor(np.asarray(values), dtype=dtype, device=state.device).view(len(state), -1)
-
         z, library = self.module.z_encoder.z_transformation(state[:, :-1]), state[:, -1:]
+        cells = table.tensors(state.device)
         return self.module.generative(
             z=z,
             library=library,
             size_factor=library,
-            batch_index=column(table.batch, torch.long),
-            y=column(table.labels, torch.long),
-            cat_covs=column(table.cat_covs, torch.long),
-            cont_covs=column(table.cont_covs, torch.float32),
+            batch_index=cells["batch"],
+            y=cells["labels"],
+            cat_covs=cells["cat_covs"],
+            cont_covs=cells["cont_covs"],
         )["px"]
 
     # ---------------------------------------------------------------- conditions and latents

@@ -219,41 +219,11 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
         mean, scale = self._posterior_of(modality, source.counts[rows], source.table.subset(rows))
         return mean if give_mean else mean + scale * np.random.default_rng().standard_normal(mean.shape)
 
-    def annotate(
-        self, adata: AnnData | MuData | None = None, copy: bool = False, **log_prob_kwargs: Any
-    ) -> AnnData | MuData | None:
-        """Write the model's view of cells into ``adata``.
-
-        ``obsm["X_diffvi"]``: posterior mean of the latent. ``obs["diffvi_log_prob"]``: :meth:`get_prior_log_prob`. Into the
-        RNA modality (or the AnnData): ``layers["diffvi_normalized"]``, decoded expression, 10,000 counts a cell, and
-        ``obsm["diffvi_protein"]``, expected protein counts with their background. ``uns["diffvi"]``: provenance.
-
-        Parameters
-        ----------
-        adata
-            Cells; ``None`` for the model's own.
-        copy
-            Return a copy with the results instead of writing to ``adata``.
-        **log_prob_kwargs
-            Passed to :meth:`get_prior_log_prob`.
-
-        Raises
-        ------
-        NotTrainedError
-            If the diffusion stage is not trained.
-        """
-        self._require("diffusion")
-        adata = self.adata if adata is None else adata
-        adata = adata.copy() if copy else adata
-        latent, log_prob = self.get_latent_representation(adata), self.get_prior_log_prob(adata, **log_prob_kwargs)
+    def _write_expression(self, adata: Any) -> str:
         genes, proteins = self.get_normalized_expression(adata, library_size=1e4, include_protein_background=True)
-        adata.obsm["X_diffvi"], adata.obs["diffvi_log_prob"] = latent, log_prob
         rna = adata.mod[self._modality_names[0]] if isinstance(adata, MuData) else adata
         rna.layers["diffvi_normalized"], rna.obsm["diffvi_protein"] = genes.to_numpy(), proteins
-        adata.uns["diffvi"] = self._provenance(
-            units="normalized: 10,000 counts a cell; protein: expected counts; log_prob: nats"
-        )
-        return adata if copy else None
+        return "normalized: 10,000 counts a cell; protein: expected counts"
 
     def _validate_anndata(self, adata: Any = None, copy_if_view: bool = True) -> Any:
         # TOTALVI's check would warn of the missing values.

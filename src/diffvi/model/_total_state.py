@@ -92,20 +92,15 @@ class TotalStateMixin:
 
     def _decode(self, state: Tensor, table: TrainingTable) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The decoder's parameters of genes and proteins."""
-
-        def column(values: np.ndarray | None, dtype: torch.dtype) -> Tensor | None:
-            if values is None:
-                return None
-            return torch.as_tensor(np.asarray(values), dtype=dtype, device=state.device).view(len(state), -1)
-
         n, library = self.module.n_latent, state[:, -1:].exp()
+        cells = table.tensors(state.device)
         outputs = self.module.generative(
             z=self.module.encoder.z_transformation(state[:, :n]),
             library_gene=library,
-            batch_index=column(table.batch, torch.long),
-            label=column(table.labels, torch.long),
-            cat_covs=column(table.cat_covs, torch.long),
-            cont_covs=column(table.cont_covs, torch.float32),
+            batch_index=cells["batch"],
+            label=cells["labels"],
+            cat_covs=cells["cat_covs"],
+            cont_covs=cells["cont_covs"],
         )
         return outputs["px_"], outputs["py_"]
 
@@ -166,16 +161,9 @@ class TotalStateMixin:
             block = counts[rows]
             block = block.toarray() if sparse.issparse(block) else np.asarray(block)
             x = torch.as_tensor(block, dtype=torch.float32, device=device)
-            here = {
-                name: None if value is None else torch.as_tensor(value[rows], device=device).to(dtype)
-                for name, value, dtype in (
-                    ("cat_covs", table.cat_covs, torch.long),
-                    ("cont_covs", table.cont_covs, torch.float32),
-                )
-            }
-            batch = torch.as_tensor(table.batch[rows], device=device).long().view(-1, 1)
+            cells = table.subset(np.arange(start, start + len(x))).tensors(device)
             both = (x, None) if modality == "rna" else (None, x)
-            q = self.module.posterior(modality, *both, batch, here["cont_covs"], here["cat_covs"])
+            q = self.module.posterior(modality, *both, cells["batch"], cells["cont_covs"], cells["cat_covs"])
             means.append(q.loc.cpu().numpy())
             scales.append(q.scale.cpu().numpy())
         return np.concatenate(means), np.concatenate(scales)

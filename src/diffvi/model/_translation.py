@@ -83,22 +83,8 @@ class TranslationMixin(TranslationDrawsMixin):
         InvalidInputError
             If genes are missing, counts are not raw, no training cell had both modalities, or an argument is not allowed.
         """
-        return self._translate(
-            "rna",
-            adata,
-            n_samples,
-            quantiles,
-            transform_batch,
-            use_conditions,
-            guidance_scale,
-            n_steps,
-            sampler,
-            key_added,
-            seed,
-            batch_size,
-            show_progress,
-            copy,
-        )
+        arguments = {name: value for name, value in locals().items() if name != "self"}
+        return self._translate("rna", **arguments)
 
     def translate_protein_to_rna(
         self,
@@ -144,22 +130,8 @@ class TranslationMixin(TranslationDrawsMixin):
         InvalidInputError
             If the proteins are not the model's, a cell has none, or an argument is not allowed.
         """
-        return self._translate(
-            "protein",
-            adata,
-            n_samples,
-            quantiles,
-            transform_batch,
-            use_conditions,
-            guidance_scale,
-            n_steps,
-            sampler,
-            key_added,
-            seed,
-            batch_size,
-            show_progress,
-            copy,
-        )
+        arguments = {name: value for name, value in locals().items() if name != "self"}
+        return self._translate("protein", **arguments)
 
     def impute_proteins(
         self,
@@ -192,19 +164,22 @@ class TranslationMixin(TranslationDrawsMixin):
             raise InvalidInputError("`adata` must be given: this model was loaded without data.")
         data = data.copy() if copy else data
         target = data.mod[self._modality_names[0]] if isinstance(data, MuData) else data
-        measured = self._measured(data, target.obs_names)
-        work = AnnData(target.X, obs=target.obs, var=target.var[[]], layers=dict(target.layers))
-        if isinstance(data, MuData):
-            for name in self._cell_columns:
-                if name in data.obs:
-                    work.obs[name] = data.obs[name].reindex(work.obs_names)
-        self.translate_rna_to_protein(work, key_added="new", **kwargs)
-        missing = measured.isna()
-        target.obsm[key_added] = measured.where(~missing, work.obsm["new"]).astype(float)
-        target.obsm[f"{key_added}_std"] = work.obsm["new_std"].where(missing, 0.0)
+        filled = self._measured(data, target.obs_names)
+        missing, spread = filled.isna(), filled * 0.0
+        rows = np.flatnonzero(missing.any(axis=1))
+        new: dict[str, Any] = {}
+        if len(rows):
+            cells = target[rows]
+            obs = self._obs_of(data, self._modality_names[0])
+            work = AnnData(cells.X, obs=obs.iloc[rows], var=target.var[[]], layers=dict(cells.layers))
+            self.translate_rna_to_protein(work, key_added="new", **kwargs)
+            new = work.uns["new"]
+            filled = filled.fillna(work.obsm["new"])
+            spread = spread.fillna(work.obsm["new_std"])
+        target.obsm[key_added], target.obsm[f"{key_added}_std"] = filled, spread
         target.obsm[f"{key_added}_missing"] = missing
         target.uns[key_added] = {
-            **work.uns["new"],
+            **new,
             "units": {key_added: "counts where measured, expected counts where not"},
             "n_missing": int(missing.to_numpy().sum()),
         }
@@ -230,7 +205,7 @@ class TranslationMixin(TranslationDrawsMixin):
     def _translate(
         self,
         modality: Literal["rna", "protein"],
-        data: Any,
+        adata: Any,
         n_samples: int,
         quantiles: Sequence[float],
         transform_batch: str | None,
@@ -238,7 +213,7 @@ class TranslationMixin(TranslationDrawsMixin):
         guidance_scale: float,
         n_steps: int | None,
         sampler: str | None,
-        key: str,
+        key_added: str,
         seed: int | None,
         batch_size: int,
         show_progress: bool,
@@ -253,7 +228,7 @@ class TranslationMixin(TranslationDrawsMixin):
             raise InvalidInputError(f"`quantiles` must lie between 0 and 1; got {list(quantiles)!r}.")
         if not self.paths_:  # type: ignore[attr-defined]
             raise InvalidInputError("No training cell had both modalities: there is nothing to translate from.")
-        source = self._source(data, modality, transform_batch, use_conditions)
+        source = self._source(adata, modality, transform_batch, use_conditions)
         codes = self._translation_codes(modality, source)
         parts: list[dict[str, Any]] = []
         starts = range(0, len(codes), batch_size)
@@ -267,10 +242,9 @@ class TranslationMixin(TranslationDrawsMixin):
             )
             parts.append(summarise(draws, here, levels, streams))
         if copy:
-            data = (self.adata if data is None else data).copy()
-            source.adata = (
-                data.mod[self._modality_names[list(SEEN).index(modality)]] if isinstance(data, MuData) else data
-            )
+            adata = (self.adata if adata is None else adata).copy()
+            name = self._modality_names[list(SEEN).index(modality)]
+            source.adata = adata.mod[name] if isinstance(adata, MuData) else adata
         settings = {"seed": seed, "sampler": sampler, "n_steps": n_steps, "n_samples": n_samples}
-        self._write_translation(source.adata, modality, key, parts, settings)
-        return data if copy else None
+        self._write_translation(source.adata, modality, key_added, parts, settings)
+        return adata if copy else None

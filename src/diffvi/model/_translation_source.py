@@ -58,9 +58,7 @@ class SourceMixin:
     protein_names: np.ndarray
     _modality_names: tuple[str, str]
 
-    def _source(
-        self, data: Any, modality: str, batch: str | None, use_conditions: bool = False, keep_batch: bool = False
-    ) -> Source:
+    def _source(self, data: Any, modality: str, batch: str | None, use_conditions: bool = False) -> Source:
         """The counts of one modality, with what conditions prior, encoders and decoder."""
         data = self.adata if data is None else data
         if data is None:
@@ -69,15 +67,22 @@ class SourceMixin:
         if isinstance(data, MuData):
             if name not in data.mod:
                 raise InvalidInputError(f"`adata` has no modality {name!r}; it has {listed(data.mod)}.")
-            places = dict.fromkeys(self._cell_columns)
-            rna = self._modality_names[0] if self._modality_names[0] in data.mod else name
-            adata, cells = data.mod[name], gather(data, places, rna, required=False)[data.mod[name].obs_names]
+            adata = data.mod[name]
         else:
-            adata = cells = data
+            adata = data
+        cells = AnnData(obs=self._obs_of(data, name))
         counts = self._rna_of(adata) if modality == "rna" else self._protein_of(adata)
-        codes, table = self._cells_of(cells, batch, use_conditions, keep_batch)
+        codes, table = self._cells_of(cells, batch, use_conditions)
         numbers = np.array([cell_number(cell) for cell in adata.obs_names], dtype=np.uint64)
         return Source(adata, counts, codes, table, numbers)
+
+    def _obs_of(self, data: Any, modality: str) -> pd.DataFrame:
+        """Columns of the cells of a modality, wherever in a MuData they are."""
+        if not isinstance(data, MuData):
+            return data.obs
+        rna = self._modality_names[0] if self._modality_names[0] in data.mod else modality
+        columns = gather(data, dict.fromkeys(self._cell_columns), rna, required=False).obs
+        return columns.loc[data.mod[modality].obs_names]
 
     def _rna_of(self, adata: AnnData) -> sparse.csr_matrix:
         arguments = self.registry_["setup_args"]
@@ -120,9 +125,7 @@ class SourceMixin:
     def _state_registry(self, key: str) -> Any:
         return self.registry_["field_registries"][key]["state_registry"]
 
-    def _cells_of(
-        self, cells: AnnData, batch: str | None, use_conditions: bool, keep_batch: bool
-    ) -> tuple[np.ndarray, TrainingTable]:
+    def _cells_of(self, cells: AnnData, batch: str | None, use_conditions: bool) -> tuple[np.ndarray, TrainingTable]:
         """Codes for the prior, and batch and covariates; a batch without measured proteins is not shown to the prior."""
         key, n = self.registry_["setup_args"].get("batch_key"), cells.n_obs
         known = list(self._state_registry(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
@@ -147,7 +150,7 @@ class SourceMixin:
                 raise InvalidInputError(
                     f"`adata.obs` has no column {key!r}: name a batch, of {listed(known)}, with `transform_batch`."
                 )
-            paired = np.isin(own, self.paired_batches_) | keep_batch
+            paired = np.isin(own, self.paired_batches_)
             codes[:, self.vocabulary.columns[key].start] = np.where(paired, own, np.nan)
         return codes, TrainingTable(
             codes=codes,
