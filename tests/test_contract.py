@@ -11,7 +11,7 @@ from scipy import sparse
 
 import diffvi
 from diffvi import InvalidInputError, ModelFileError, NotTrainedError
-from diffvi.datasets import simulate_cells, simulate_cite, simulate_perturbations
+from diffvi.datasets import simulate_cells, simulate_cite, simulate_perturbations, simulate_trajectory
 from tests.conftest import QUIET
 
 
@@ -62,7 +62,24 @@ class TotalDiffusionAnnDataCase(TotalDiffusionCase):
         return adata
 
 
-MODELS = [LatentDiffusionSCVICase, PerturbDiffusionCase, TotalDiffusionCase, TotalDiffusionAnnDataCase]
+class TrajectoryDiffusionCase:
+    cls = diffvi.model.TrajectoryDiffusion
+    setup_kwargs = {"time_key": "time", "labels_key": "fate", "growth_key": "growth_rate"}
+    init_kwargs = {"n_hidden": 16, "n_latent": 4, "denoiser_kwargs": {"width": 16, "depth": 1, "n_heads": 2}}
+    conditions = {"fate": "up", "time": 1.0}
+
+    @staticmethod
+    def data():
+        return simulate_trajectory(50, 30, times=(0.0, 1.0, 2.5), mean_library=300, seed=2)
+
+
+MODELS = [
+    LatentDiffusionSCVICase,
+    PerturbDiffusionCase,
+    TotalDiffusionCase,
+    TotalDiffusionAnnDataCase,
+    TrajectoryDiffusionCase,
+]
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda case: case.__name__.removesuffix("Case"))

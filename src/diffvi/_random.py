@@ -51,6 +51,11 @@ def cell_number(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(str(name).encode(), digest_size=8).digest(), "big")
 
 
+def keyed_seed(*parts: object) -> int:
+    """A seed that depends on all of the parts, for draws that must not depend on which others are made."""
+    return cell_number("\x1f".join(map(repr, parts)))
+
+
 def nth_seed(seed: int, draw: int) -> int:
     """The seed of a draw; the first has the seed itself."""
     return (seed + draw * 0x9E3779B97F4A7C15) % 2**63

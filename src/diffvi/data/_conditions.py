@@ -214,8 +214,14 @@ class ConditionVocabulary:
                 position = np.where(missing, -1, np.nan_to_num(codes[:, j])).astype(int)
                 obs[name] = pd.Categorical.from_codes(position, categories=entry["categories"])
             else:
-                obs[name] = codes[:, j].astype(float) * entry["sd"] + entry["mean"]
+                obs[name] = self.numbers(name, codes)
         return obs
+
+    def numbers(self, name: str, codes: np.ndarray) -> np.ndarray:
+        """Values of a numeric attribute, to the digits that codes of single precision hold; NaN where not given."""
+        entry = self.entries[name]
+        values = codes[:, self.columns[name].start].astype(float) * entry["sd"] + entry["mean"]
+        return np.round(values, 5 - int(np.floor(np.log10(entry["sd"])))) + 0.0
 
     def scales(self, guidance_scale: float | Mapping[str, float]) -> list[float]:
         """One guidance scale for each attribute, from a number or a mapping by name (1 where not named)."""

@@ -5,5 +5,14 @@ from ._downloads import bmmc, fetch
 from ._embedded import pbmc68k
 from ._perturbations import simulate_perturbations
 from ._simulators import simulate_cells
+from ._trajectories import simulate_trajectory
 
-__all__ = ["bmmc", "fetch", "pbmc68k", "simulate_cells", "simulate_cite", "simulate_perturbations"]
+__all__ = [
+    "bmmc",
+    "fetch",
+    "pbmc68k",
+    "simulate_cells",
+    "simulate_cite",
+    "simulate_perturbations",
+    "simulate_trajectory",
+]

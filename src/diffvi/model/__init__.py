@@ -3,5 +3,6 @@
 from ._latent_diffusion_scvi import LatentDiffusionSCVI
 from ._perturb_diffusion import PerturbDiffusion
 from ._total_diffusion import TotalDiffusion
+from ._trajectory_diffusion import TrajectoryDiffusion
 
-__all__ = ["LatentDiffusionSCVI", "PerturbDiffusion", "TotalDiffusion"]
+__all__ = ["LatentDiffusionSCVI", "PerturbDiffusion", "TotalDiffusion", "TrajectoryDiffusion"]

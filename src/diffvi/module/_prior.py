@@ -177,6 +177,16 @@ class LatentPrior(nn.Module):
         predicted = self._averaged.mean(codes)
         return self.restore(base + (torch.zeros(len(codes), self.d).to(codes) if predicted is None else predicted))
 
+    @torch.no_grad()
+    def expected(self, codes: Tensor, noise: Tensor) -> Tensor:
+        """Expected state given the attributes: what the diffusion makes of ``noise`` alone, shape ``(n, d)``.
+
+        Noise says nothing of the data, so that the estimate of the data there is their mean; averaging over draws takes out
+        what the network makes of the noise.
+        """
+        base = self.standardise(self.mean(codes))
+        return self.restore(base + self.estimate(noise, self.path.times(1)[0].to(noise.dtype), codes))
+
     @property
     def _averaged(self) -> Denoiser:
         averaged = self.ema.module

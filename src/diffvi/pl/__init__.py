@@ -2,15 +2,19 @@
 
 from ._generation import library_sizes, losses, marker_dotplot, mean_variance, umap
 from ._scores import calibration, guidance_diversity, nfe_quality, score_table
+from ._trajectories import fate_probabilities, population_over_time, trajectories
 
 __all__ = [
     "calibration",
+    "fate_probabilities",
     "guidance_diversity",
     "library_sizes",
     "losses",
     "marker_dotplot",
     "mean_variance",
     "nfe_quality",
+    "population_over_time",
     "score_table",
+    "trajectories",
     "umap",
 ]

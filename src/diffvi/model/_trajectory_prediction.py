@@ -1,0 +1,304 @@
+"""Cells at other times: trajectories of given cells, and populations at times that were not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.data._utils import _get_adata_minify_type
+from scvi.utils import track
+from sklearn.neighbors import NearestNeighbors
+
+from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_random
+from diffvi._random import CellStreams, keyed_seed
+from diffvi.data import sample_counts, transport_counts
+
+from ._trajectory_moves import Starts, TrajectoryMovesMixin
+
+DECODERS = ("transport", "resample")
+
+
+class TrajectoryPredictionMixin(TrajectoryMovesMixin):
+    """Prediction of cells at other times."""
+
+    _decode: Any
+    _require: Any
+    _provenance: Any
+    get_var_names: Any
+    get_anndata_manager: Any
+
+    def predict_trajectory(
+        self,
+        adata: AnnData | None = None,
+        time_points: float | Sequence[float] | np.ndarray | None = None,
+        n_samples: int = 1,
+        autoregressive: bool = True,
+        conditions: Mapping[str, Any] | None = None,
+        backward: bool = False,
+        start_time: float | Sequence[float] | None = None,
+        decode: Literal["transport", "resample"] = "transport",
+        guidance_scale: float | Mapping[str, float] = 1.0,
+        n_steps: int | None = None,
+        sampler: str | None = None,
+        seed: int | None = None,
+        batch_size: int = 2048,
+        show_progress: bool = False,
+    ) -> AnnData:
+        """Predict what becomes of cells, or what they came from.
+
+        Parameters
+        ----------
+        adata
+            Cells to start from, with raw counts of the model's genes and their time in ``obs``; ``None`` for the model's.
+        time_points
+            Times to predict, in the units of ``time_key``; ``None`` for the measured times after the earliest cell's.
+        n_samples
+            Draws of every cell's trajectory.
+        autoregressive
+            Go on from each time point to the next, which gives paths; otherwise jump to each from the start.
+        conditions
+            Attributes of the arrivals, such as ``{"cell_type": "ASG"}``. The ``condition_keys`` of a cell stay as they are.
+        backward
+            Allow times before a cell's own: its ancestors.
+        start_time
+            When the cells start, one number or one for each; ``None`` for their ``time_key``.
+        decode
+            ``"transport"``: move the cell's own counts by the ratio of the decoded rates
+            (:func:`~diffvi.data.transport_counts`), which keeps what the latent does not hold. ``"resample"``: draw new counts.
+        guidance_scale, n_steps, sampler
+            As in :meth:`generate`, but for the default of 4 steps of Heun in each move.
+        seed
+            With the same seed a cell's result is the same, whichever other cells are given.
+        batch_size
+            Cells at a time; bounds the memory.
+        show_progress
+            Show a progress bar.
+
+        Returns
+        -------
+        AnnData with a row for each start cell, sample and time, in this order: ``X`` (``int32`` counts, CSR),
+        ``layers["normalized"]`` (decoded expression; sums to 1), ``obsm["X_latent"]`` and ``obs`` with ``start_cell``, ``sample``, the
+        time (under its own name), ``weight`` (expected descendants for one cell at the start, up to a factor for each time; 1 for ancestors)
+        and, in models with labels, the label of the nearest training cells.
+
+        Raises
+        ------
+        NotTrainedError
+            If the diffusion stage is not trained.
+        InvalidInputError
+            For times before a cell's own without ``backward``, cells without a time, or an argument that is not allowed.
+
+        Examples
+        --------
+        >>> future = model.predict_trajectory(cells, [3.0, 4.0], n_samples=5, seed=0)  # doctest: +SKIP
+        """
+        self._require("diffusion")
+        one_of("decode", decode, DECODERS)
+        n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)
+        how, seed = self._sampling(sampler, n_steps, guidance_scale), seed_or_random(seed)
+        adata = self._own_cells() if adata is None else adata
+        if decode == "transport" and _get_adata_minify_type(adata) is not None:
+            raise InvalidInputError('`adata` is minified and holds no counts to move; `decode="resample"` needs none.')
+        starts = self._starts(adata, start_time, batch_size)
+        if time_points is None:
+            time_points = [t for t in self.times_ if t > starts.time.min()]
+        points = self._check_points(time_points)
+        if not backward and (early := points[points < starts.time.max()]).size:
+            raise InvalidInputError(
+                f"`time_points`: {early[0]:g} is before the time of cells that start at {starts.time.max():g}; "
+                "pass `backward=True` to predict ancestors."
+            )
+        self._warn_beyond(points)
+        known = self._known(starts, conditions)
+        counts = self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY_KEYS.X_KEY)
+
+        parts: dict[str, list[Any]] = {name: [] for name in ("counts", "normalized", "latent", "weight", "order")}
+        batches = [(s, b) for b in range(0, adata.n_obs, batch_size) for s in range(n_samples)]
+        for sample, first in track(batches, description="Predicting", style="tqdm", disable=not show_progress):
+            rows = np.arange(first, min(first + batch_size, adata.n_obs))
+            here = starts.subset(rows)
+            states, log_weights = self._states(here, points, sample, seed, autoregressive, known[rows], how)
+            own = sparse.csr_matrix(counts[rows]) if decode == "transport" else None
+            for k, state in enumerate(states):
+                streams = CellStreams(keyed_seed(seed, sample, float(points[k]), "counts"), here.names)
+                drawn = self._decoded(state, here, streams, own)
+                for name, value in drawn.items():
+                    parts[name].append(value)
+                parts["weight"].append(np.exp(log_weights[:, k]))
+                parts["order"].append((rows * n_samples + sample) * len(points) + k)
+        order = np.argsort(np.concatenate(parts.pop("order")))
+        counts_drawn = sparse.vstack(parts.pop("counts"), format="csr")[order]
+        whole = {name: np.concatenate(values)[order] for name, values in parts.items()}
+        cell, sample_of, point = np.unravel_index(np.arange(len(order)), (adata.n_obs, n_samples, len(points)))
+        obs = pd.DataFrame(
+            {
+                "start_cell": adata.obs_names.to_numpy()[cell],
+                "sample": sample_of,
+                self.time_key: points[point],
+                "weight": whole["weight"],
+            },
+            index=pd.RangeIndex(len(order)).astype(str),
+        )
+        result = self._result(counts_drawn, whole, obs, starts.codes[cell])
+        result.uns["diffvi"] = self._provenance(seed=seed, sampler=how.sampler, n_steps=how.n_steps,
+            guidance_scale=dict(zip(self.vocabulary.names, how.scales, strict=True)), autoregressive=autoregressive,
+            decode=decode)  # fmt: skip
+        return result
+
+    def interpolate(
+        self,
+        time: float,
+        n_obs: int,
+        conditions: Mapping[str, Any] | None = None,
+        guidance_scale: float | Mapping[str, float] = 1.0,
+        n_steps: int | None = None,
+        sampler: str | None = None,
+        seed: int | None = None,
+        batch_size: int = 2048,
+        show_progress: bool = False,
+    ) -> AnnData:
+        """The population at a time, measured or not.
+
+        Cells come from the measured times before and after, each with the probability of how near it is: training
+        cells of the time before, drawn in proportion to their growth, move forward, and those of the time after move back.
+
+        Parameters
+        ----------
+        time
+            The time.
+        n_obs
+            Number of cells.
+        conditions
+            Attributes of the cells. ``condition_keys`` are those of the training cells that are started from; others guide the moves.
+        guidance_scale, n_steps, sampler, seed, batch_size, show_progress
+            As in :meth:`predict_trajectory`.
+
+        Returns
+        -------
+        AnnData as of :meth:`generate`, with the time in ``obs`` and, in models with labels, the label of the nearest training cells.
+
+        Raises
+        ------
+        NotTrainedError
+            If the diffusion stage is not trained.
+        InvalidInputError
+            If no training cell has the conditions asked for, or for an argument that is not allowed.
+        """
+        self._require("diffusion")
+        n_obs, batch_size = positive_int("n_obs", n_obs), positive_int("batch_size", batch_size)
+        how, seed = self._sampling(sampler, n_steps, guidance_scale), seed_or_random(seed)
+        points = self._check_points(time)
+        if len(points) != 1:
+            raise InvalidInputError(f"`time` must be one number; got {time!r}.")
+        self._warn_beyond(points)
+        picked, names = self._pick_starts(float(points[0]), n_obs, conditions, seed)
+        starts = self._remembered_starts(picked)
+        starts.names = names
+        known = self._known(starts, conditions)
+        parts: dict[str, list[Any]] = {name: [] for name in ("counts", "normalized", "latent")}
+        for first in track(range(0, n_obs, batch_size), description="Moving", style="tqdm", disable=not show_progress):
+            rows = np.arange(first, min(first + batch_size, n_obs))
+            here = starts.subset(rows)
+            states, _ = self._states(here, points, 0, seed, False, known[rows], how, weigh=False)
+            streams = CellStreams(keyed_seed(seed, 0, "counts"), here.names)
+            for name, value in self._decoded(states[0], here, streams, None).items():
+                parts[name].append(value)
+        counts = sparse.vstack(parts.pop("counts"), format="csr")
+        whole = {name: np.concatenate(values) for name, values in parts.items()}
+        index = pd.RangeIndex(n_obs).astype(str)
+        result = self._result(counts, whole, pd.DataFrame({self.time_key: float(points[0])}, index=index), known)
+        result.uns["diffvi"] = self._provenance(seed=seed, sampler=how.sampler, n_steps=how.n_steps,
+            guidance_scale=dict(zip(self.vocabulary.names, how.scales, strict=True)))  # fmt: skip
+        return result
+
+    def _pick_starts(
+        self, time: float, n_obs: int, conditions: Mapping[str, Any] | None, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Remembered training cells to start from, and numbers for the streams of the result."""
+        assert self.cells_ is not None
+        asked = self.vocabulary.encode(conditions, 1)[0]
+        guided = not np.isnan(np.delete(asked, self._carried)).all()
+        measured = np.array(self.times_)
+        # What guides moves needs some: cells of that very time would stay as they are.
+        past = measured[measured < time] if guided else measured[measured <= time]
+        future = measured[measured > time]
+        sides = (past[-1] if len(past) else future[0], future[0] if len(future) else past[-1])
+        gap = sides[1] - sides[0]
+        part = (time - sides[0]) / gap if gap > 0 else 0.0
+        allowed = np.ones(len(self.cells_["time"]), dtype=bool)
+        for j in self._carried:
+            if not np.isnan(asked[j]) and j in self.vocabulary.categorical:
+                allowed &= self.cells_["codes"][:, j] == asked[j]
+        cumulative = []
+        for side in sides:
+            pool = np.flatnonzero(allowed & (self.cells_["time"] == side))
+            if not len(pool):
+                raise InvalidInputError(
+                    f"`conditions`: no training cell of time {side:g} has {dict(conditions or {})}."
+                )
+            ahead = np.clip(time - side, 0.0, max(gap, 0.0))
+            weights = np.exp(self._growth_rates(self.cells_["state"][pool], side) * ahead)
+            cumulative.append((pool, np.cumsum(weights) / weights.sum()))
+        names = np.arange(n_obs, dtype=np.uint64)
+        numbers = np.stack([s.random(2) for s in CellStreams(keyed_seed(seed, "which"), names)])
+        late = numbers[:, 0] < part
+        drawn = [pool[np.minimum(np.searchsorted(ends, numbers[:, 1]), len(pool) - 1)] for pool, ends in cumulative]
+        return np.where(late, drawn[1], drawn[0]), names
+
+    @torch.inference_mode()
+    def _decoded(
+        self, state: np.ndarray, here: Starts, streams: CellStreams, own: sparse.csr_matrix | None
+    ) -> dict[str, Any]:
+        """Counts of states: drawn anew, or the cells' own counts moved."""
+        device = self.module.prior.shift.device
+        after = self._decode(torch.as_tensor(state, dtype=torch.float32, device=device), here.table)
+        if own is None:
+            counts = sample_counts(after, streams)
+        else:
+            before = self._decode(torch.as_tensor(here.state, dtype=torch.float32, device=device), here.table)
+            counts = transport_counts(own, before, after, streams)[0]
+        return {"counts": counts, "normalized": after.scale.cpu().numpy(), "latent": state[:, :-1].astype(np.float32)}
+
+    def _result(
+        self, counts: sparse.csr_matrix, arrays: dict[str, np.ndarray], obs: pd.DataFrame, codes: np.ndarray
+    ) -> AnnData:
+        """The object that is returned; cells keep their conditions and get the label of the cells around them."""
+        setup = self.registry_["setup_args"]
+        decoded = self.vocabulary.decode(codes, obs.index)
+        for key in setup.get("condition_keys") or ():
+            if key in decoded and key not in obs:
+                obs[key] = decoded[key]
+        if setup.get("labels_key") is not None:
+            obs[setup["labels_key"]] = self._nearest_labels(arrays["latent"])
+        var = pd.DataFrame(index=pd.Index(self.get_var_names()))
+        layers, obsm = {"normalized": arrays["normalized"]}, {"X_latent": arrays["latent"]}
+        return AnnData(X=counts, obs=obs, var=var, layers=layers, obsm=obsm)
+
+    def _neighbours(self, rows: np.ndarray) -> NearestNeighbors:
+        """Search among remembered training cells, by standardised latent."""
+        assert self.cells_ is not None
+        points = self._standardised(self.cells_["state"][rows])[:, :-1]
+        return NearestNeighbors(n_neighbors=min(self.n_neighbors, len(rows))).fit(points)
+
+    def _label_shares(self, latent: np.ndarray, key: str | None, rows: np.ndarray | None = None) -> pd.DataFrame:
+        """Shares of the labels among the labelled training cells nearest to latents, cells by labels."""
+        _, labels = self._labels(key)
+        known = np.flatnonzero(labels != "") if rows is None else rows[labels[rows] != ""]
+        if not len(known):
+            raise InvalidInputError(f"`labels_key`: no training cell of the times asked for has a {key!r}.")
+        prior = self.module.prior
+        d = latent.shape[1]
+        points = (latent - prior.shift.cpu().numpy()[:d]) / prior.scale.cpu().numpy()[:d]
+        near = labels[known][self._neighbours(known).kneighbors(points, return_distance=False)]
+        names = sorted(set(labels[known]))
+        return pd.DataFrame({name: (near == name).mean(1) for name in names})
+
+    def _nearest_labels(self, latent: np.ndarray) -> pd.Categorical:
+        shares = self._label_shares(latent, None)
+        return pd.Categorical(shares.columns.to_numpy()[shares.to_numpy().argmax(1)], categories=list(shares.columns))
