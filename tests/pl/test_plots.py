@@ -4,8 +4,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 
-from diffvi import metrics, pl
+from diffvi import InvalidInputError, metrics, pl
 from diffvi.benchmark import BootstrapCells, IndependentNB, Options, run_task
 from diffvi.datasets import simulate_cells
 
@@ -63,3 +64,71 @@ def test_steps_and_guidance_curves_average_the_rows_of_a_setting():
     ax = pl.guidance_diversity(frame, show=False).axes[0]
     np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0.9, 0.85], [0.7, 0.95]])
     assert [t.get_text() for t in ax.texts] == ["1", "2"]
+
+
+@pytest.fixture
+def course():
+    """Two cells of five that move along a line, and what was measured of them."""
+    rng = np.random.default_rng(0)
+    measured = AnnData(np.zeros((40, 1)), obs=pd.DataFrame(index=[f"c{i}" for i in range(40)]))
+    measured.obs["time"] = np.repeat([0.0, 1.0], 20)
+    measured.obs["kind"] = pd.Categorical(np.tile(["a", "b"], 20))
+    measured.obsm["X_diffvi"] = np.c_[np.linspace(0, 1, 40), rng.normal(size=40) * 0.01]
+    measured.obsm["X_umap"] = 10 * measured.obsm["X_diffvi"]
+    predicted = AnnData(np.zeros((6, 1)))
+    predicted.obs = pd.DataFrame(
+        {
+            "start_cell": np.repeat(["c0", "c5"], 3),
+            "sample": 0,
+            "time": np.tile([0.5, 1.0, 2.0], 2),
+            "weight": [1.0, 1.0, 3.0, 1.0, 1.0, 1.0],
+            "kind": ["a", "a", "a", "a", "b", "b"],
+        },
+        index=list("uvwxyz"),
+    )
+    predicted.obsm["X_latent"] = np.c_[np.tile([0.3, 0.6, 0.9], 2), np.zeros(6)]
+    return measured, predicted
+
+
+def test_trajectories_start_at_their_cells_and_go_where_the_latent_goes(course, tmp_path):
+    measured, predicted = course
+    fig = pl.trajectories(measured, predicted, color="kind", n_neighbors=3, show=False, save=tmp_path / "t.png")
+    paths = fig.axes[0].collections[2].get_paths()
+    assert len(paths) == 2
+    np.testing.assert_allclose(paths[0].vertices[0], measured.obsm["X_umap"][0])
+    np.testing.assert_allclose(paths[0].vertices[1:, 0], [3, 6, 9], atol=0.3)
+    assert len(pl.trajectories(measured, predicted, max_paths=1, show=False).axes[0].collections[1].get_paths()) == 1
+    # Ancestors come before the cell.
+    predicted.obs["time"] = predicted.obs["time"] - 3
+    back = pl.trajectories(measured, predicted, show=False).axes[0].collections[1].get_paths()[0].vertices
+    np.testing.assert_allclose(back[-1], measured.obsm["X_umap"][0])
+    with pytest.raises(InvalidInputError, match="`basis` must be one of"):
+        pl.trajectories(measured, predicted, basis="X_tsne")
+    with pytest.raises(InvalidInputError, match="`predicted`: its start cells are not all in `adata`"):
+        pl.trajectories(measured[1:], predicted)
+
+
+def test_fate_probabilities_have_a_panel_each(course):
+    measured, _ = course
+    fates = pd.concat({"probability": pd.DataFrame({"a": np.linspace(0, 1, 40), "b": 0.5}, measured.obs_names)}, axis=1)
+    fig = pl.fate_probabilities(measured, fates, show=False)
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["a", "b"]
+    shown = fig.axes[0].collections[0]
+    assert shown.get_clim() == (0, 1)
+    np.testing.assert_allclose(np.sort(shown.get_array()), np.linspace(0, 1, 40))
+    with pytest.raises(InvalidInputError, match="`fates`: its rows are not the cells of `adata`"):
+        pl.fate_probabilities(measured[1:], fates)
+
+
+def test_populations_are_weighted_shares(course):
+    measured, predicted = course
+    fig = pl.population_over_time(predicted, "kind", measured=measured, show=False)
+    lines = {line.get_label(): line.get_ydata() for line in fig.axes[0].lines if line.get_linestyle() == "-"}
+    np.testing.assert_allclose(lines["a"], [1.0, 0.5, 0.75])
+    np.testing.assert_allclose(lines["b"], [0.0, 0.5, 0.25])
+    points = [line.get_ydata() for line in fig.axes[0].lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(points, 0.5)
+    only = pl.population_over_time(predicted, "kind", order=["b"], show=False)
+    assert len(only.axes[0].lines) == 1
+    with pytest.raises(InvalidInputError, match="`label` must be one of"):
+        pl.population_over_time(predicted, "nope")

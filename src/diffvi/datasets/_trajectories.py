@@ -21,16 +21,17 @@ def simulate_trajectory(
     n_vars: int = 100,
     times: Sequence[float] = (0.0, 1.0, 1.5, 2.5, 4.0),
     growth: float = 0.4,
+    reversion: float = 0.0,
     mean_library: float = 2000.0,
     dispersion: float = 10.0,
     seed: int | None = 0,
 ) -> AnnData:
     r"""Cells that develop, choose between two fates and grow at different rates, measured at several times.
 
-    A cell is at :math:`(x, y)`. Along :math:`x` it advances by one a unit of time, with noise; :math:`y` is drawn to 0 before
-    the branching, and to :math:`\pm 1` after it:
+    A cell is at :math:`(x, y)`. Along :math:`x` it advances by one a unit of time, with noise; :math:`y` diffuses before
+    the branching, and is drawn to :math:`\pm 1` after it:
 
-    .. math:: dy = 2 \left[s(x)\,(y - y^3) - (1 - s(x))\,y\right] dt + 0.35\, dW, \qquad s(x) = 1 / (1 + e^{-4 (x - 1.5)}).
+    .. math:: dy = \left[2 s(x)\,(y - y^3) - r\,(1 - s(x))\,y\right] dt + 0.35\, dW, \qquad s(x) = 1 / (1 + e^{-4 (x - 1.5)}).
 
     Cells grow at the rate ``growth`` :math:`\cdot \tanh(2 y)\, s(x)`, so that the upper branch takes over. Each time is a sample of its own of the population, as
     measuring destroys cells. Counts are negative binomial around a softmax of smooth gene programs of :math:`(x, y)`.
@@ -45,6 +46,9 @@ def simulate_trajectory(
         Measured times, ascending; the gaps may differ.
     growth
         Growth rate of the upper branch, and death rate of the lower one.
+    reversion
+        The :math:`r` above. Fluctuations around a mean that stays leave no trace in populations, so that where cells forget them no
+        method can tell from snapshots how soon; with 0 the past of a cell is as visible as it can be.
     mean_library, dispersion
         Typical total counts of a cell, and inverse dispersion.
     seed
@@ -74,12 +78,12 @@ def simulate_trajectory(
     for time in clock:
         n = 10 * n_obs
         state = np.c_[0.3 * rng.normal(size=n), 0.3 * rng.normal(size=n)]
-        state, log_weight = _evolve(state, float(time - clock[0]), growth, rng)
+        state, log_weight = _evolve(state, float(time - clock[0]), growth, reversion, rng)
         weight = np.exp(log_weight - log_weight.max())
         states.append(state[rng.choice(n, n_obs, p=weight / weight.sum())])
     state = np.concatenate(states)
     time = np.repeat(clock, n_obs)
-    ends = np.stack([_futures(state, clock[-1] - time, rng)[:, 1] > 0 for _ in range(N_FUTURES + 1)])
+    ends = np.stack([_futures(state, clock[-1] - time, reversion, rng)[:, 1] > 0 for _ in range(N_FUTURES + 1)])
     fate = np.where(
         _committed(state[:, 0]) * np.abs(state[:, 1]) < 0.4, "progenitor", np.where(state[:, 1] > 0, "up", "down")
     )
@@ -119,28 +123,30 @@ def _growth_rate(state: np.ndarray, growth: float) -> np.ndarray:
     return growth * np.tanh(2 * state[:, 1]) * _committed(state[:, 0])
 
 
-def _step(state: np.ndarray, dt: np.ndarray | float, rng: np.random.Generator) -> np.ndarray:
+def _step(state: np.ndarray, dt: np.ndarray | float, reversion: float, rng: np.random.Generator) -> np.ndarray:
     """One Euler-Maruyama step."""
     x, y = state.T
     open_ = _committed(x)
-    drift = np.c_[np.ones_like(x), 2 * (open_ * (y - y**3) - (1 - open_) * y)]
+    drift = np.c_[np.ones_like(x), 2 * open_ * (y - y**3) - reversion * (1 - open_) * y]
     dt = np.broadcast_to(np.asarray(dt, float), x.shape)[:, None]
     return state + drift * dt + np.sqrt(dt) * rng.normal(size=state.shape) * np.array([0.15, NOISE])
 
 
-def _evolve(state: np.ndarray, time: float, growth: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _evolve(
+    state: np.ndarray, time: float, growth: float, reversion: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """States after ``time`` and the log of the mass that each has gained."""
     n_steps = max(1, int(np.ceil(time / 0.05)))
     total = np.zeros(len(state))
     for _ in range(n_steps if time > 0 else 0):
         total += _growth_rate(state, growth) * time / n_steps
-        state = _step(state, time / n_steps, rng)
+        state = _step(state, time / n_steps, reversion, rng)
     return state, total
 
 
-def _futures(state: np.ndarray, left: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _futures(state: np.ndarray, left: np.ndarray, reversion: float, rng: np.random.Generator) -> np.ndarray:
     """Where each cell is after the time it has ``left``."""
     n_steps = max(1, int(np.ceil(left.max() / 0.05)))
     for _ in range(n_steps):
-        state = _step(state, left / n_steps, rng)
+        state = _step(state, left / n_steps, reversion, rng)
     return state

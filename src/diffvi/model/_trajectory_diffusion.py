@@ -50,7 +50,8 @@ class TrajectoryDiffusion(TrajectoryAnalysisMixin, DenoisingMixin, LatentDiffusi
     n_growth_updates
         How often the growth that a plan has found is put into the next; more let growth vary more, 0 for none.
     n_growth_neighbors
-        Cells that growth is smoothed over, at most a third of those of a time: see :func:`~diffvi.process.estimate_growth`.
+        Cells that growth is smoothed over, at most a third of those of a time; few where many kinds of cells grow at rates of their
+        own, many where there are few kinds: see :func:`~diffvi.process.estimate_growth`.
     max_block
         Times with more cells are coupled in random blocks of this many.
     manifold_pull
@@ -96,10 +97,10 @@ class TrajectoryDiffusion(TrajectoryAnalysisMixin, DenoisingMixin, LatentDiffusi
         condition_dropout: float = 0.1,
         ema_decay: float = 0.999,
         coupling: Literal["unbalanced", "balanced"] = "unbalanced",
-        entropy: float = 0.02,
-        source_penalty: float = 1.0,
+        entropy: float = 0.05,
+        source_penalty: float = 0.3,
         n_growth_updates: int = 8,
-        n_growth_neighbors: int = 80,
+        n_growth_neighbors: int = 20,
         max_block: int = 5000,
         manifold_pull: float = 0.3,
         n_neighbors: int = 15,

@@ -106,7 +106,7 @@ class TrajectoryTrainingMixin:
         label = self.registry_["setup_args"].get("labels_key")
         if label is not None:
             column = self.vocabulary.columns[label].start
-            known[:, column] = np.where(target >= 0, latents.codes[target, column], np.nan)
+            known[:, column] = latents.codes[target, column]
         codes = self._move_codes(self._restored(start), begin, end, known)
 
         repeats = max(1, round(GENERATION_SHARE * len(start) / max(len(training), 1)))

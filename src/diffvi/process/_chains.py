@@ -14,8 +14,8 @@ from ._transport import Coupling, walk
 class Moves(NamedTuple):
     """Pairs of states on one path: ``start`` at time ``begin`` and ``arrival`` at time ``end``.
 
-    ``source`` is the measured cell that the path comes from, ``target`` the row of the measured cell that is the arrival,
-    -1 where that lies between two measured times.
+    ``source`` is the row of the measured cell that the path comes from, ``target`` that of the measured cell on it that is nearest
+    in time to the arrival: the arrival itself, half of the time.
     """
 
     start: np.ndarray
@@ -83,7 +83,8 @@ class PathSampler:
         previous = np.where((left == 0)[:, None], start, states[each, left])
         interval = np.stack([order[left], order[left + 1]])
         arrival = self._bridge(previous, states[each, left + 1], floor, at[left + 1], end, interval, rng)
-        target = np.where(measured, rows[each, left + 1], -1)
+        past = np.abs(end - at[left]) < np.abs(at[left + 1] - end)
+        target = rows[each, np.where(past, left, left + 1)]
         start = self._projected(start, begin, at[0], at[1], states[:, 1] - states[:, 0])
         direction = states[each, left + 1] - states[each, left]
         arrival = self._projected(arrival, end, at[left], at[left + 1], direction)

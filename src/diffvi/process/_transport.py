@@ -102,10 +102,10 @@ def couple(
     earlier: np.ndarray,
     later: np.ndarray,
     growth: np.ndarray | None = None,
-    entropy: float = 0.02,
-    source_penalty: float = 1.0,
+    entropy: float = 0.05,
+    source_penalty: float = 0.3,
     n_growth_updates: int = 8,
-    n_growth_neighbors: int = 80,
+    n_growth_neighbors: int = 20,
     n_draws: int = 32,
     max_block: int = MAX_BLOCK,
     seed: int = 0,
@@ -171,10 +171,10 @@ def couple(
 def estimate_growth(
     earlier: np.ndarray,
     later: np.ndarray,
-    entropy: float = 0.02,
-    source_penalty: float = 1.0,
+    entropy: float = 0.05,
+    source_penalty: float = 0.3,
     n_updates: int = 8,
-    n_neighbors: int = 80,
+    n_neighbors: int = 20,
 ) -> np.ndarray:
     """How many descendants each earlier cell has, relative to their mean, ``(n,)``.
 
