@@ -51,7 +51,7 @@ class TrajectoryDiffusion(TrajectoryAnalysisMixin, DenoisingMixin, LatentDiffusi
         How often the growth that a plan has found is put into the next; more let growth vary more, 0 for none.
     n_growth_neighbors
         Cells that growth is smoothed over, at most a third of those of a time; few where many kinds of cells grow at rates of their
-        own, many where there are few kinds: see :func:`~diffvi.process.estimate_growth`.
+        own, many where there are few kinds, 0 for plain unbalanced transport: see :func:`~diffvi.process.estimate_growth`.
     max_block
         Times with more cells are coupled in random blocks of this many.
     manifold_pull
@@ -127,7 +127,7 @@ class TrajectoryDiffusion(TrajectoryAnalysisMixin, DenoisingMixin, LatentDiffusi
             raise InvalidInputError(f"`manifold_pull` must be a number from 0 to 1; got {manifold_pull!r}.")
         self.entropy, self.source_penalty = float(entropy), float(source_penalty)
         self.n_growth_updates, self.manifold_pull = int(n_growth_updates), float(manifold_pull)
-        self.n_growth_neighbors = positive_int("n_growth_neighbors", n_growth_neighbors)
+        self.n_growth_neighbors = int(n_growth_neighbors)
         self.max_block, self.n_neighbors = (
             positive_int("max_block", max_block),
             positive_int("n_neighbors", n_neighbors),

@@ -175,7 +175,8 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
         n_obs
             Number of cells.
         conditions
-            Attributes of the cells. ``condition_keys`` are those of the training cells that are started from; others guide the moves.
+            Attributes of the cells. ``condition_keys`` are those of the training cells that are started from; a label guides the moves, which
+            start from cells that have it where there are any.
         guidance_scale, n_steps, sampler, seed, batch_size, show_progress
             As in :meth:`predict_trajectory`.
 
@@ -242,6 +243,10 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
                 raise InvalidInputError(
                     f"`conditions`: no training cell of time {side:g} has {dict(conditions or {})}."
                 )
+            for j in set(self.vocabulary.categorical) - set(self._carried):
+                # Those that are what is asked for already, if there are any: the rest may have gone another way for good.
+                if len(fit := pool[self.cells_["codes"][pool, j] == asked[j]]):
+                    pool = fit
             ahead = np.clip(time - side, 0.0, max(gap, 0.0))
             weights = np.exp(self._growth_rates(self.cells_["state"][pool], side) * ahead)
             cumulative.append((pool, np.cumsum(weights) / weights.sum()))

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from diffvi.data import LatentData, TrainingTable
+from diffvi.data._fields import check_obs_columns
 from diffvi.module import KernelPath
 from diffvi.process import Coupling, PathSampler, couple
 
@@ -129,6 +130,7 @@ class TrajectoryTrainingMixin:
         key = self.registry_["setup_args"].get("growth_key")
         if key is None:
             return None
+        check_obs_columns(self.adata, growth_key=key)
         rates = self.adata.obs[key].to_numpy(float)
         return np.concatenate([rates, np.full(n - len(rates), rates.mean())])
 

@@ -192,11 +192,18 @@ def estimate_growth(
     n_updates
         Plans; more let growth vary more. 0 for none, without growth.
     n_neighbors
-        Cells to smooth over, at most a third of all.
+        Cells to smooth over, at most a third of all. 0 for plain unbalanced plans, without the move: what their row sums say
+        is then as much movement as growth, but populations between two times may come out closer.
     """
     mass = np.ones(len(earlier))
     if n_updates == 0:
         return mass
+    if n_neighbors == 0:
+        cost = _squared_distances(earlier, later)
+        for _ in range(n_updates):
+            plan = unbalanced_plan(cost, mass / mass.sum(), None, entropy, source_penalty, tolerance=1e-3)
+            mass = np.maximum(plan.sum(1) * len(earlier), 1e-3)
+        return mass / mass.mean()
     k = min(n_neighbors, max(1, len(earlier) // 3))
     near = NearestNeighbors(n_neighbors=k).fit(earlier).kneighbors(earlier, return_distance=False)
     moved, penalty = earlier, float("inf")
