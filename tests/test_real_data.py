@@ -4,12 +4,20 @@ import anndata as ad
 import mudata
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
 import diffvi
 from diffvi.benchmark import IndependentNB, KernelRidgeTranslation, split_cells
 from diffvi.benchmark._options import Options
 from diffvi.benchmark._tasks import find_task
-from diffvi.metrics import classifier_two_sample, evaluate_generation, feature_correlation, interval_coverage
+from diffvi.metrics import (
+    classifier_two_sample,
+    energy_distance,
+    evaluate_generation,
+    feature_correlation,
+    interval_coverage,
+    log_normalise,
+)
 from tests.conftest import QUIET
 
 
@@ -78,3 +86,24 @@ def test_proteins_of_real_cells_are_predicted_as_well_as_by_kernel_ridge(data_fo
     assert ours > feature_correlation(truth, baseline.predict(test[0])).mean() - 0.01
     covered = interval_coverage(test[1].X, *(test[0].obsm[f"protein_{q}"].to_numpy() for q in ("q5", "q95")))
     assert 0.8 < covered < 0.97
+
+
+def test_a_time_that_was_left_out_is_predicted_better_than_by_its_neighbours(data_folder):
+    adata = ad.read_h5ad(data_folder / "worm_embryo_neurons.h5ad")
+    order = ["210-270", "270-330", "330-390", "390-450", "450-510", "510-580", "580-650", "> 650"]
+    adata.obs["bin"] = (
+        adata.obs["embryo_time_bin"].astype(str).map(dict(zip(order, np.arange(8.0), strict=True))).astype(float)
+    )
+    adata = adata[:, np.argsort(-np.asarray(adata.X.sum(0)).ravel())[:300]].copy()
+    adata = adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
+    time = adata.obs["bin"].to_numpy()
+    train = adata[(time >= 2) & (time <= 5) & (time != 4)].copy()
+    diffvi.model.TrajectoryDiffusion.setup_anndata(train, "bin", labels_key="cell_type")
+    model = diffvi.model.TrajectoryDiffusion(train)
+    model.train(max_epochs=50, max_epochs_diffusion=12, **QUIET)
+    future = model.predict_trajectory(adata[time == 3].copy(), [4.0], seed=0)
+    logged = {t: log_normalise(adata.X[time == t]) for t in (3, 4, 5)}
+    pca = PCA(10, random_state=0).fit(np.concatenate([logged[3], logged[5]]))
+    points = {t: pca.transform(x) for t, x in logged.items()}
+    ours = energy_distance(pca.transform(log_normalise(future.X)), points[4])
+    assert ours < 0.8 * min(energy_distance(points[t], points[4]) for t in (3, 5))

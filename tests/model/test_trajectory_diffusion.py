@@ -102,6 +102,11 @@ def test_predictions_have_the_documented_form(moving, early, tmp_path):
     assert future.X.dtype == np.int32
     np.testing.assert_allclose(future.layers["normalized"].sum(1), 1, rtol=1e-4)
     assert future.uns["diffvi"]["seed"] == 0
+    assert moving.predict_trajectory(early[:2].copy(), seed=0).obs["time"].tolist() == 2 * [1.0, 1.5, 2.5, 4.0]
+    with pytest.raises(
+        InvalidInputError, match="`time_points`: no time was measured after 4, when the last of the cells"
+    ):
+        moving.predict_trajectory(seed=0)
     future.write_h5ad(tmp_path / "future.h5ad")
     assert same(ad.read_h5ad(tmp_path / "future.h5ad"), future)
 

@@ -57,7 +57,8 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
         adata
             Cells to start from, with raw counts of the model's genes and their time in ``obs``; ``None`` for the model's.
         time_points
-            Times to predict, in the units of ``time_key``; ``None`` for the measured times after the earliest cell's.
+            Times to predict, in the units of ``time_key``; ``None`` for the measured times after that of
+            all cells.
         n_samples
             Draws of every cell's trajectory.
         autoregressive
@@ -107,7 +108,12 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
             raise InvalidInputError('`adata` is minified and holds no counts to move; `decode="resample"` needs none.')
         starts = self._starts(adata, start_time, batch_size)
         if time_points is None:
-            time_points = [t for t in self.times_ if t > starts.time.min()]
+            time_points = [t for t in self.times_ if t > starts.time.max()]
+            if not time_points:
+                raise InvalidInputError(
+                    f"`time_points`: no time was measured after {starts.time.max():g}, when the last of the cells start; "
+                    "say which times to predict, or give cells of an earlier time."
+                )
         points = self._check_points(time_points)
         if not backward and (early := points[points < starts.time.max()]).size:
             raise InvalidInputError(
