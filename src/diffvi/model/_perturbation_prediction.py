@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import anndata as ad
@@ -23,6 +21,7 @@ from diffvi.data import Treatment, sample_counts, transport_counts
 from diffvi.process import get_sampler
 
 from ._generation import DEFAULT_STEPS, _log_library
+from ._notes import without_notes
 from ._perturbation_effects import PerturbationEffectsMixin
 
 DECODERS = ("transport", "resample")
@@ -125,7 +124,7 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
             raise InvalidInputError("`adata` is minified: a prediction moves counts, and it holds none.")
         adata = adata.copy() if copy else adata
 
-        with _without_notes():
+        with without_notes():
             latents, table = self._latent_data(adata, batch_size=batch_size)
         counts = self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY_KEYS.X_KEY)
         names = np.array([cell_number(name) for name in adata.obs_names], dtype=np.uint64)
@@ -321,18 +320,6 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         first = np.arange(both.n_obs) < int((library > 0).sum())
         result = super().differential_expression(both, idx1=first, idx2=~first, **kwargs)  # type: ignore[misc]
         return result.assign(cells="predicted")
-
-
-@contextlib.contextmanager
-def _without_notes() -> Iterator[None]:
-    """Keep scvi from noting that the set-up is carried over to new cells, which is what is asked for."""
-    logger = logging.getLogger("scvi")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _offset(px: Any, log_offset: np.ndarray | None) -> Any:

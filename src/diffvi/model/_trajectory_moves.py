@@ -17,6 +17,7 @@ from diffvi.data import LatentData, TrainingTable
 from diffvi.process import get_sampler
 
 from ._generation import DEFAULT_STEPS
+from ._notes import without_notes
 from ._trajectory_training import TrajectoryTrainingMixin
 
 USUAL_STEPS = {**DEFAULT_STEPS, "heun": 4}
@@ -60,7 +61,8 @@ class TrajectoryMovesMixin(TrajectoryTrainingMixin):
 
     def _starts(self, adata: AnnData, start_time: Any = None, batch_size: int = 2048) -> Starts:
         """The cells of ``adata``, each with the time it starts at."""
-        latents, table = self._latent_data(adata, batch_size=batch_size)
+        with without_notes():
+            latents, table = self._latent_data(adata, batch_size=batch_size)
         if start_time is None:
             if self.time_key not in adata.obs:
                 raise InvalidInputError(

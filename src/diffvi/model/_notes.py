@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def without_notes() -> Iterator[None]:
+    """Keep scvi from noting that the set-up is carried over to new cells, which is what is asked for."""
+    logger = logging.getLogger("scvi")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
