@@ -112,10 +112,9 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
 
     def _embedded(self, latent: np.ndarray, change: np.ndarray, embedding: np.ndarray, elapsed: float) -> np.ndarray:
         """The change of an embedding, by the mean over neighbours before and after."""
-        scale = self.module.prior.scale.cpu().numpy()[:-1]
-        search = NearestNeighbors(n_neighbors=min(self.n_neighbors, len(latent))).fit(latent / scale)
+        search = NearestNeighbors(n_neighbors=min(self.n_neighbors, len(latent))).fit(self._standardised(latent))
         before, after = (
-            embedding[search.kneighbors(points / scale, return_distance=False)].mean(1)
+            embedding[search.kneighbors(self._standardised(points), return_distance=False)].mean(1)
             for points in (latent, latent + elapsed * change)
         )
         return (after - before) / elapsed
@@ -123,8 +122,8 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
     def get_fate_probabilities(
         self,
         labels_key: str | None = None,
-        adata: AnnData | None = None,
         n_samples: int = 100,
+        adata: AnnData | None = None,
         time: float | None = None,
         weighted: bool = False,
         start_time: float | Sequence[float] | None = None,
@@ -140,10 +139,10 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
         ----------
         labels_key
             A category of the model; ``None`` for its labels.
-        adata
-            Cells; ``None`` for the model's.
         n_samples
             Futures of each cell.
+        adata
+            Cells; ``None`` for the model's.
         time
             When fates are read off; ``None`` for the last measured time. Cells that start then, or later, keep the label of their neighbours.
         weighted
@@ -174,7 +173,7 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
         time = self.times_[-1] if time is None else float(self._check_points(time)[0])
         assert self.cells_ is not None
         nearest = min(self.times_, key=lambda t: abs(t - time))
-        terminal = np.flatnonzero(self.cells_["time"] == nearest)
+        shares_of = self._label_shares(key, np.flatnonzero(self.cells_["time"] == nearest))
         starts = self._starts(adata, start_time, batch_size)
         known, how = self._known(starts, None), self._sampling(None, None, 1.0)
         tables = []
@@ -187,7 +186,7 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
                 states, log_weights = self._states(here, points, sample, seed, True, known[rows], how, weighted)
                 # Cells that start after the time of the fates are judged as they are.
                 end = np.where((here.time <= time)[:, None], states[-1], here.state)
-                shares.append(self._label_shares(end[:, :-1], key, terminal))
+                shares.append(shares_of(end[:, :-1]))
                 weights.append(np.exp(log_weights[:, -1]) if weighted else np.ones(len(rows)))
             tables.append(_weighted_mean(np.stack(shares), np.stack(weights)))
         names = list(shares[0].columns)
@@ -229,8 +228,8 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
     def get_branch_points(
         self,
         labels_key: str | None = None,
-        adata: AnnData | None = None,
         n_samples: int = 50,
+        adata: AnnData | None = None,
         time: float | None = None,
         seed: int | None = 0,
         batch_size: int = 2048,
@@ -242,7 +241,7 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
 
         Parameters
         ----------
-        labels_key, adata, n_samples, time, seed, batch_size
+        labels_key, n_samples, adata, time, seed, batch_size
             As in :meth:`get_fate_probabilities`. ``adata`` needs at least two times.
 
         Returns
@@ -260,7 +259,7 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
             If the cells are all of one time.
         """
         adata = self._own_cells() if adata is None else adata
-        fates = self.get_fate_probabilities(labels_key, adata, n_samples, time, seed=seed, batch_size=batch_size)
+        fates = self.get_fate_probabilities(labels_key, n_samples, adata, time, seed=seed, batch_size=batch_size)
         probability = fates["probability"]
         starts = self._starts(adata, None, batch_size)
         times = np.unique(starts.time)
@@ -330,7 +329,7 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
         adata = self._own_cells() if adata is None else adata
         starts = self._starts(adata, None, batch_size)
         times, how = np.unique(starts.time), self._sampling(None, None, 1.0)
-        known, scaled = self._known(starts, None), self._standardised(starts.state)[:, :-1]
+        known, scaled = self._known(starts, None), self._standardised(starts.state[:, :-1])
         final = np.flatnonzero(starts.time == times[-1])
         edges = [(final, final, np.ones(len(final)))]
         for now, then in pairwise(times):
@@ -342,7 +341,7 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
                 cells = starts.subset(rows)
                 for sample in range(n_samples):
                     states, *_ = self._states(cells, np.array([then]), sample, seed, False, known[rows], how, False)
-                    near = search.kneighbors(self._standardised(states[0])[:, :-1], return_distance=False)
+                    near = search.kneighbors(self._standardised(states[0][:, :-1]), return_distance=False)
                     edges.append((np.repeat(rows, k), goals[near.ravel()], np.full(near.size, 1 / (k * n_samples))))
         row, column, value = (np.concatenate(parts) for parts in zip(*edges, strict=True))
         return sparse.coo_matrix((value, (row, column)), shape=(adata.n_obs, adata.n_obs)).tocsr()

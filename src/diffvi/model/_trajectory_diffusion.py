@@ -120,18 +120,23 @@ class TrajectoryDiffusion(TrajectoryAnalysisMixin, DenoisingMixin, LatentDiffusi
             **vae_kwargs,
         )
         self.coupling = one_of("coupling", coupling, COUPLINGS)
+        if coupling == "balanced" and self.registry_["setup_args"].get("growth_key") is not None:
+            raise InvalidInputError(
+                '`coupling="balanced"` leaves no growth, and `setup_anndata(growth_key=)` gives some.'
+            )
         for name, value in (("entropy", entropy), ("source_penalty", source_penalty)):
             if not value > 0:
                 raise InvalidInputError(f"`{name}` must be a positive number; got {value!r}.")
         if not 0 <= manifold_pull <= 1:
             raise InvalidInputError(f"`manifold_pull` must be a number from 0 to 1; got {manifold_pull!r}.")
         self.entropy, self.source_penalty = float(entropy), float(source_penalty)
-        self.n_growth_updates, self.manifold_pull = int(n_growth_updates), float(manifold_pull)
-        self.n_growth_neighbors = int(n_growth_neighbors)
-        self.max_block, self.n_neighbors = (
-            positive_int("max_block", max_block),
-            positive_int("n_neighbors", n_neighbors),
-        )
+        for name, number in (("n_growth_updates", n_growth_updates), ("n_growth_neighbors", n_growth_neighbors)):
+            if not isinstance(number, int) or number < 0:
+                raise InvalidInputError(f"`{name}` must be a whole number of at least 0; got {number!r}.")
+        self.n_growth_updates, self.n_growth_neighbors = n_growth_updates, n_growth_neighbors
+        self.manifold_pull = float(manifold_pull)
+        self.max_block = positive_int("max_block", max_block)
+        self.n_neighbors = positive_int("n_neighbors", n_neighbors)
         self.times_: list[float] = []
         self.gaps_: dict[str, float] = {}
         self.cells_ = None

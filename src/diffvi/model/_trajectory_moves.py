@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from diffvi._exceptions import InvalidInputError
 from diffvi._random import CellStreams, cell_number, keyed_seed
-from diffvi.data import LatentData, TrainingTable
+from diffvi.data import TrainingTable
 from diffvi.process import get_sampler
 
 from ._generation import DEFAULT_STEPS
@@ -73,10 +73,14 @@ class TrajectoryMovesMixin(TrajectoryTrainingMixin):
             time = np.broadcast_to(np.asarray(start_time, float), (adata.n_obs,)).copy()
         if n := int((~np.isfinite(time)).sum()):
             raise InvalidInputError(f"`adata`: {n} of {adata.n_obs} cells have no finite time to start at.")
-        return self._as_starts(latents, time, table, np.array([cell_number(name) for name in adata.obs_names]))
+        names = np.array([cell_number(name) for name in adata.obs_names], dtype=np.uint64)
+        return Starts(latents.mean, latents.scale, self._snapped(time), latents.codes, table, names)
 
-    def _as_starts(self, latents: LatentData, time: np.ndarray, table: TrainingTable, names: np.ndarray) -> Starts:
-        return Starts(latents.mean, latents.scale, time, latents.codes, table, names.astype(np.uint64))
+    def _snapped(self, times: np.ndarray) -> np.ndarray:
+        """Times, those that are measured ones but for the digits that codes hold set to them."""
+        measured = np.array(self.times_)
+        near = measured[np.abs(times[:, None] - measured).argmin(1)]
+        return np.where(np.abs(times - near) < 1e-4 * self.vocabulary.entries[self.time_key]["sd"], near, times)
 
     def _known(self, starts: Starts, conditions: Mapping[str, Any] | None) -> np.ndarray:
         """Codes of the arrivals: the conditions that cells keep, and those that are asked for."""
@@ -97,7 +101,7 @@ class TrajectoryMovesMixin(TrajectoryTrainingMixin):
             points = np.array([np.nan])
         if points.size == 0 or not np.isfinite(points).all():
             raise InvalidInputError(f"`time_points` must be finite numbers; got {time_points!r}.")
-        return points
+        return self._snapped(points)
 
     def _warn_beyond(self, times: np.ndarray) -> None:
         first, last = self.times_[0], self.times_[-1]
@@ -204,9 +208,9 @@ class TrajectoryMovesMixin(TrajectoryTrainingMixin):
         origin = starts.state + starts.spread * noise
         states = [origin] * len(points)
         log_weights = np.zeros((len(origin), len(points)))
-        for order in (range(len(points)), reversed(range(len(points)))):
-            ahead = isinstance(order, range)
+        for ahead in (True, False):
             at, when, weight = origin, starts.time.copy(), np.zeros(len(origin))
+            order = range(len(points)) if ahead else range(len(points) - 1, -1, -1)
             for k in order:
                 due = points[k] >= starts.time if ahead else points[k] < starts.time
                 goal = np.where(due, points[k], when)

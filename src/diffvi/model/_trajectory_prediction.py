@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_
 from diffvi._random import CellStreams, keyed_seed
 from diffvi.data import sample_counts, transport_counts
 
-from ._trajectory_moves import Starts, TrajectoryMovesMixin
+from ._trajectory_moves import Sampling, Starts, TrajectoryMovesMixin
 
 DECODERS = ("transport", "resample")
 
@@ -28,6 +28,8 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
     """Prediction of cells at other times."""
 
     _decode: Any
+    _decoder_attributes: list[str]
+    _override: Any
     _require: Any
     _provenance: Any
     get_var_names: Any
@@ -122,26 +124,12 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
             )
         self._warn_beyond(points)
         known = self._known(starts, conditions)
-        counts = self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY_KEYS.X_KEY)
+        manager = self.get_anndata_manager(adata, required=True)
+        own = manager.get_from_registry(REGISTRY_KEYS.X_KEY) if decode == "transport" else None
 
-        parts: dict[str, list[Any]] = {name: [] for name in ("counts", "normalized", "latent", "weight", "order")}
-        batches = [(s, b) for b in range(0, adata.n_obs, batch_size) for s in range(n_samples)]
-        for sample, first in track(batches, description="Predicting", style="tqdm", disable=not show_progress):
-            rows = np.arange(first, min(first + batch_size, adata.n_obs))
-            here = starts.subset(rows)
-            states, log_weights = self._states(here, points, sample, seed, autoregressive, known[rows], how)
-            own = sparse.csr_matrix(counts[rows]) if decode == "transport" else None
-            for k, state in enumerate(states):
-                streams = CellStreams(keyed_seed(seed, sample, float(points[k]), "counts"), here.names)
-                drawn = self._decoded(state, here, streams, own)
-                for name, value in drawn.items():
-                    parts[name].append(value)
-                parts["weight"].append(np.exp(log_weights[:, k]))
-                parts["order"].append((rows * n_samples + sample) * len(points) + k)
-        order = np.argsort(np.concatenate(parts.pop("order")))
-        counts_drawn = sparse.vstack(parts.pop("counts"), format="csr")[order]
-        whole = {name: np.concatenate(values)[order] for name, values in parts.items()}
-        cell, sample_of, point = np.unravel_index(np.arange(len(order)), (adata.n_obs, n_samples, len(points)))
+        whole = self._moved(starts, points, known, how, n_samples, autoregressive, seed, own, batch_size, show_progress)
+        shape = (adata.n_obs, n_samples, len(points))
+        cell, sample_of, point = np.unravel_index(np.arange(np.prod(shape)), shape)
         obs = pd.DataFrame(
             {
                 "start_cell": adata.obs_names.to_numpy()[cell],
@@ -149,13 +137,9 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
                 self.time_key: points[point],
                 "weight": whole["weight"],
             },
-            index=pd.RangeIndex(len(order)).astype(str),
+            index=pd.RangeIndex(len(cell)).astype(str),
         )
-        result = self._result(counts_drawn, whole, obs, starts.codes[cell])
-        result.uns["diffvi"] = self._provenance(seed=seed, sampler=how.sampler, n_steps=how.n_steps,
-            guidance_scale=dict(zip(self.vocabulary.names, how.scales, strict=True)), autoregressive=autoregressive,
-            decode=decode)  # fmt: skip
-        return result
+        return self._result(whole, obs, known[cell], how, seed=seed, autoregressive=autoregressive, decode=decode)
 
     def interpolate(
         self,
@@ -208,67 +192,106 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
         starts = self._remembered_starts(picked)
         starts.names = names
         known = self._known(starts, conditions)
-        parts: dict[str, list[Any]] = {name: [] for name in ("counts", "normalized", "latent")}
-        for first in track(range(0, n_obs, batch_size), description="Moving", style="tqdm", disable=not show_progress):
-            rows = np.arange(first, min(first + batch_size, n_obs))
-            here = starts.subset(rows)
-            states, _ = self._states(here, points, 0, seed, False, known[rows], how, weigh=False)
-            streams = CellStreams(keyed_seed(seed, 0, "counts"), here.names)
-            for name, value in self._decoded(states[0], here, streams, None).items():
-                parts[name].append(value)
-        counts = sparse.vstack(parts.pop("counts"), format="csr")
-        whole = {name: np.concatenate(values) for name, values in parts.items()}
-        index = pd.RangeIndex(n_obs).astype(str)
-        result = self._result(counts, whole, pd.DataFrame({self.time_key: float(points[0])}, index=index), known)
-        result.uns["diffvi"] = self._provenance(seed=seed, sampler=how.sampler, n_steps=how.n_steps,
-            guidance_scale=dict(zip(self.vocabulary.names, how.scales, strict=True)))  # fmt: skip
-        return result
+        whole = self._moved(starts, points, known, how, 1, False, seed, None, batch_size, show_progress)
+        obs = pd.DataFrame({self.time_key: float(points[0])}, index=pd.RangeIndex(n_obs).astype(str))
+        return self._result(whole, obs, known, how, seed=seed)
 
     def _pick_starts(
         self, time: float, n_obs: int, conditions: Mapping[str, Any] | None, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Remembered training cells to start from, and numbers for the streams of the result."""
+        asked = self.vocabulary.encode(conditions, n_obs)
+        names = np.arange(n_obs, dtype=np.uint64)
+        numbers = np.stack([s.random(2) for s in CellStreams(keyed_seed(seed, "which"), names)])
+        picked = np.empty(n_obs, dtype=int)
+        # Only categories choose among cells: no two share a measured number.
+        groups = np.nan_to_num(asked[:, self.vocabulary.categorical], nan=-1).astype(int)
+        guided = ~np.isnan(np.delete(asked, self._carried, axis=1)).all(1)
+        for row in np.unique(np.c_[groups, guided], axis=0):
+            mine = (np.c_[groups, guided] == row).all(1)
+            wanted = dict(zip(self.vocabulary.categorical, row[:-1], strict=True))
+            picked[mine] = self._pick_alike(
+                time, {j: c for j, c in wanted.items() if c >= 0}, bool(row[-1]), numbers[mine]
+            )
+        return picked, names
+
+    def _pick_alike(self, time: float, wanted: dict[int, int], guided: bool, numbers: np.ndarray) -> np.ndarray:
+        """Remembered training cells for arrivals of the same categories ``wanted``, by two numbers in [0, 1) for each."""
         assert self.cells_ is not None
-        asked = self.vocabulary.encode(conditions, 1)[0]
-        guided = not np.isnan(np.delete(asked, self._carried)).all()
-        measured = np.array(self.times_)
+        codes, measured = self.cells_["codes"], np.array(self.times_)
         # What guides moves needs some: cells of that very time would stay as they are.
         past = measured[measured < time] if guided else measured[measured <= time]
         future = measured[measured > time]
         sides = (past[-1] if len(past) else future[0], future[0] if len(future) else past[-1])
         gap = sides[1] - sides[0]
         part = (time - sides[0]) / gap if gap > 0 else 0.0
-        allowed = np.ones(len(self.cells_["time"]), dtype=bool)
-        for j in self._carried:
-            if not np.isnan(asked[j]) and j in self.vocabulary.categorical:
-                allowed &= self.cells_["codes"][:, j] == asked[j]
-        cumulative = []
+        kept = {j: category for j, category in wanted.items() if j in self._carried}
+        drawn = []
         for side in sides:
-            pool = np.flatnonzero(allowed & (self.cells_["time"] == side))
+            pool = np.flatnonzero((self.cells_["time"] == side) & (codes[:, list(kept)] == list(kept.values())).all(1))
             if not len(pool):
-                raise InvalidInputError(
-                    f"`conditions`: no training cell of time {side:g} has {dict(conditions or {})}."
-                )
-            for j in set(self.vocabulary.categorical) - set(self._carried):
+                raise InvalidInputError(f"`conditions`: no training cell of time {side:g} has {self._named(kept)}.")
+            for j in wanted.keys() - kept.keys():
                 # Those that are what is asked for already, if there are any: the rest may have gone another way for good.
-                if len(fit := pool[self.cells_["codes"][pool, j] == asked[j]]):
+                if len(fit := pool[codes[pool, j] == wanted[j]]):
                     pool = fit
-            ahead = np.clip(time - side, 0.0, max(gap, 0.0))
-            weights = np.exp(self._growth_rates(self.cells_["state"][pool], side) * ahead)
-            cumulative.append((pool, np.cumsum(weights) / weights.sum()))
-        names = np.arange(n_obs, dtype=np.uint64)
-        numbers = np.stack([s.random(2) for s in CellStreams(keyed_seed(seed, "which"), names)])
-        late = numbers[:, 0] < part
-        drawn = [pool[np.minimum(np.searchsorted(ends, numbers[:, 1]), len(pool) - 1)] for pool, ends in cumulative]
-        return np.where(late, drawn[1], drawn[0]), names
+            weights = np.exp(self._growth_rates(self.cells_["state"][pool], side) * np.clip(time - side, 0.0, gap))
+            ends = np.cumsum(weights) / weights.sum()
+            drawn.append(pool[np.minimum(np.searchsorted(ends, numbers[:, 1]), len(pool) - 1)])
+        return np.where(numbers[:, 0] < part, drawn[1], drawn[0])
+
+    def _named(self, wanted: dict[int, int]) -> dict[str, Any]:
+        """Categories by their names."""
+        columns = {where.start: name for name, where in self.vocabulary.columns.items()}
+        return {columns[j]: self.vocabulary.entries[columns[j]]["categories"][c] for j, c in wanted.items()}
+
+    def _moved(
+        self,
+        starts: Starts,
+        points: np.ndarray,
+        known: np.ndarray,
+        how: Sampling,
+        n_samples: int,
+        autoregressive: bool,
+        seed: int,
+        own: Any,
+        batch_size: int,
+        show_progress: bool,
+    ) -> dict[str, Any]:
+        """Counts, decoded expression, latents and weights, a row for each cell, sample and time in this order."""
+        parts: dict[str, list[Any]] = {name: [] for name in ("counts", "normalized", "latent", "weight", "order")}
+        batches = [(s, b) for b in range(0, len(known), batch_size) for s in range(n_samples)]
+        for sample, first in track(batches, description="Predicting", style="tqdm", disable=not show_progress):
+            rows = np.arange(first, min(first + batch_size, len(known)))
+            here = starts.subset(rows)
+            states, log_weights = self._states(here, points, sample, seed, autoregressive, known[rows], how)
+            counts = None if own is None else sparse.csr_matrix(own[rows])
+            for k, state in enumerate(states):
+                streams = CellStreams(keyed_seed(seed, sample, float(points[k]), "counts"), here.names)
+                drawn = self._decoded(state, here, known[rows], streams, counts)
+                drawn["weight"] = np.exp(log_weights[:, k])
+                drawn["order"] = (rows * n_samples + sample) * len(points) + k
+                for name, value in drawn.items():
+                    parts[name].append(value)
+        order = np.argsort(np.concatenate(parts.pop("order")))
+        stacked = sparse.vstack(parts.pop("counts"), format="csr")[order]
+        return {"counts": stacked, **{name: np.concatenate(values)[order] for name, values in parts.items()}}
 
     @torch.inference_mode()
     def _decoded(
-        self, state: np.ndarray, here: Starts, streams: CellStreams, own: sparse.csr_matrix | None
+        self,
+        state: np.ndarray,
+        here: Starts,
+        known: np.ndarray,
+        streams: CellStreams,
+        own: sparse.csr_matrix | None,
     ) -> dict[str, Any]:
         """Counts of states: drawn anew, or the cells' own counts moved."""
         device = self.module.prior.shift.device
-        after = self._decode(torch.as_tensor(state, dtype=torch.float32, device=device), here.table)
+        table = here.table.subset(np.arange(len(state)))
+        for name in self._decoder_attributes:
+            self._override(table, name, known[:, self.vocabulary.columns[name].start])
+        after = self._decode(torch.as_tensor(state, dtype=torch.float32, device=device), table)
         if own is None:
             counts = sample_counts(after, streams)
         else:
@@ -277,7 +300,7 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
         return {"counts": counts, "normalized": after.scale.cpu().numpy(), "latent": state[:, :-1].astype(np.float32)}
 
     def _result(
-        self, counts: sparse.csr_matrix, arrays: dict[str, np.ndarray], obs: pd.DataFrame, codes: np.ndarray
+        self, arrays: dict[str, Any], obs: pd.DataFrame, codes: np.ndarray, how: Sampling, **settings: Any
     ) -> AnnData:
         """The object that is returned; cells keep their conditions and get the label of the cells around them."""
         setup = self.registry_["setup_args"]
@@ -285,31 +308,37 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
         for key in setup.get("condition_keys") or ():
             if key in decoded and key not in obs:
                 obs[key] = decoded[key]
-        if setup.get("labels_key") is not None:
-            obs[setup["labels_key"]] = self._nearest_labels(arrays["latent"])
-        var = pd.DataFrame(index=pd.Index(self.get_var_names()))
-        layers, obsm = {"normalized": arrays["normalized"]}, {"X_latent": arrays["latent"]}
-        return AnnData(X=counts, obs=obs, var=var, layers=layers, obsm=obsm)
+        if (key := setup.get("labels_key")) is not None:
+            shares = self._label_shares(key)(arrays["latent"])
+            names = shares.columns.to_numpy()
+            obs[key] = pd.Categorical(names[shares.to_numpy().argmax(1)], categories=list(names))
+        result = AnnData(
+            X=arrays["counts"],
+            obs=obs,
+            var=pd.DataFrame(index=pd.Index(self.get_var_names())),
+            layers={"normalized": arrays["normalized"]},
+            obsm={"X_latent": arrays["latent"]},
+        )
+        scales = dict(zip(self.vocabulary.names, how.scales, strict=True))
+        result.uns["diffvi"] = self._provenance(
+            sampler=how.sampler, n_steps=how.n_steps, guidance_scale=scales, **settings
+        )
+        return result
 
-    def _neighbours(self, rows: np.ndarray) -> NearestNeighbors:
-        """Search among remembered training cells, by standardised latent."""
+    def _label_shares(self, key: str, rows: np.ndarray | None = None) -> Callable[[np.ndarray], pd.DataFrame]:
+        """A function from latents to the shares of labels among the nearest labelled training cells, cells by labels."""
         assert self.cells_ is not None
-        points = self._standardised(self.cells_["state"][rows])[:, :-1]
-        return NearestNeighbors(n_neighbors=min(self.n_neighbors, len(rows))).fit(points)
-
-    def _label_shares(self, latent: np.ndarray, key: str | None, rows: np.ndarray | None = None) -> pd.DataFrame:
-        """Shares of the labels among the labelled training cells nearest to latents, cells by labels."""
         _, labels = self._labels(key)
-        known = np.flatnonzero(labels != "") if rows is None else rows[labels[rows] != ""]
+        rows = np.arange(len(labels)) if rows is None else rows
+        known = rows[labels[rows] != ""]
         if not len(known):
             raise InvalidInputError(f"`labels_key`: no training cell of the times asked for has a {key!r}.")
-        prior = self.module.prior
-        d = latent.shape[1]
-        points = (latent - prior.shift.cpu().numpy()[:d]) / prior.scale.cpu().numpy()[:d]
-        near = labels[known][self._neighbours(known).kneighbors(points, return_distance=False)]
-        names = sorted(set(labels[known]))
-        return pd.DataFrame({name: (near == name).mean(1) for name in names})
+        points = self._standardised(self.cells_["state"][known, :-1])
+        search = NearestNeighbors(n_neighbors=min(self.n_neighbors, len(known))).fit(points)
+        found, names = labels[known], sorted(set(labels[known]))
 
-    def _nearest_labels(self, latent: np.ndarray) -> pd.Categorical:
-        shares = self._label_shares(latent, None)
-        return pd.Categorical(shares.columns.to_numpy()[shares.to_numpy().argmax(1)], categories=list(shares.columns))
+        def shares(latent: np.ndarray) -> pd.DataFrame:
+            near = found[search.kneighbors(self._standardised(latent), return_distance=False)]
+            return pd.DataFrame({name: (near == name).mean(1) for name in names})
+
+        return shares

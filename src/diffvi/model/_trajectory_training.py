@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
+from diffvi._exceptions import InvalidInputError
 from diffvi.data import LatentData, TrainingTable
 from diffvi.data._fields import check_obs_columns
 from diffvi.module import KernelPath
@@ -64,8 +65,9 @@ class TrajectoryTrainingMixin:
         return [self.vocabulary.columns[k].start for k in keys if k != self.time_key]
 
     def _standardised(self, state: np.ndarray) -> np.ndarray:
-        prior = self.module.prior
-        return (state - prior.shift.cpu().numpy()) / prior.scale.cpu().numpy()
+        """States, or latents without the library, in the units of the diffusion."""
+        prior, d = self.module.prior, state.shape[1]
+        return (state - prior.shift.cpu().numpy()[:d]) / prior.scale.cpu().numpy()[:d]
 
     def _training_rows(
         self, latents: LatentData, table: TrainingTable, split: list[np.ndarray]
@@ -74,13 +76,17 @@ class TrajectoryTrainingMixin:
         rng = np.random.default_rng(0)
         state, times, training = self._standardised(latents.mean), self._times_of(latents.codes), split[0]
         measured = np.unique(times[training])
+        if len(measured) < 2:
+            raise InvalidInputError(
+                f"`time_key`: the training cells are all of the time {measured[0]:g}; at least two times are needed."
+            )
         rows = [training[times[training] == t] for t in measured]
         rates = self._given_rates(len(state))
         carried = [j for j in self._carried if j in self.vocabulary.categorical]
         groups = np.nan_to_num(latents.codes[:, carried], nan=-1).astype(int)
         couplings = []
         for k, gap in enumerate(np.diff(measured)):
-            expected = None if rates is None else np.exp(rates[rows[k]] * gap)
+            expected = None if rates is None else np.exp((rates[rows[k]] - rates[rows[k]].max()) * gap)
             couplings.append(self._couple(state[:, :-1], rows[k], rows[k + 1], groups, expected, k))
         self.times_ = measured.tolist()
         self.gaps_ = {"spread_first": couplings[0].spread, "spread_last": couplings[-1].spread}
@@ -199,6 +205,9 @@ class TrajectoryTrainingMixin:
         """Codes of cells that move from ``start`` at time ``begin`` to time ``end``, with what is known of the arrival."""
         codes = np.full((len(start), self.module.prior.origin.stop), np.nan, dtype=np.float32)
         codes[:, : known.shape[1]] = known
+        if (batch := self.registry_["setup_args"].get("batch_key")) is not None:
+            # The decoder's business: cells move alike whichever batch they were measured in.
+            codes[:, self.vocabulary.columns[batch].start] = np.nan
         begin, end = self._time_code(begin), self._time_code(end)
         codes[:, self.vocabulary.columns[self.time_key].start] = end
         codes[:, known.shape[1]], codes[:, known.shape[1] + 1] = begin, end - begin

@@ -19,8 +19,8 @@ def unbalanced_plan(
     cost: np.ndarray,
     source: np.ndarray | None = None,
     target: np.ndarray | None = None,
-    entropy: float = 0.02,
-    source_penalty: float = 1.0,
+    entropy: float = 0.05,
+    source_penalty: float = 0.3,
     target_penalty: float = float("inf"),
     max_iterations: int = 1000,
     tolerance: float = 1e-4,
@@ -40,7 +40,8 @@ def unbalanced_plan(
     entropy, source_penalty, target_penalty
         :math:`\varepsilon, \rho_a, \rho_b`, in units of the mean cost; an infinite penalty keeps a marginal exactly.
     max_iterations, tolerance
-        Stop when no log scaling changes by more than the tolerance.
+        Stop when no log scaling changes by more than the tolerance, or after so many iterations; a target marginal that is kept is
+        exact in any case.
 
     Returns
     -------
@@ -87,7 +88,7 @@ class Coupling:
     predecessors
         The same for each later cell.
     growth
-        Mass that leaves each earlier cell over the mass that it has; 1 on average.
+        Mass that leaves each earlier cell over the mass that it has; 1 on average (of its block).
     spread
         Variance, per dimension, of the Brownian motion whose bridges the entropy of the plan stands for.
     """
@@ -159,6 +160,8 @@ def couple(
             mass = estimate_growth(x, y, entropy, source_penalty, n_growth_updates, n_growth_neighbors)
         else:
             mass = np.asarray(growth, float)[rows]
+            # A cell that all but dies keeps a mass whose logarithm is finite.
+            mass = np.maximum(mass, 1e-6 * mass.max())
         cost = _squared_distances(x, y)
         plan = unbalanced_plan(cost, mass / mass.sum(), None, entropy, float("inf"))
         successors[rows] = columns[_draw(plan, n_draws, rng)]
