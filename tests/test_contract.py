@@ -11,7 +11,7 @@ from scipy import sparse
 
 import diffvi
 from diffvi import InvalidInputError, ModelFileError, NotTrainedError
-from diffvi.datasets import simulate_cells, simulate_cite, simulate_perturbations, simulate_trajectory
+from diffvi.datasets import simulate_cells, simulate_cite, simulate_perturbations, simulate_tissue, simulate_trajectory
 from tests.conftest import QUIET
 
 
@@ -73,12 +73,29 @@ class TrajectoryDiffusionCase:
         return simulate_trajectory(50, 30, times=(0.0, 1.0, 2.5), mean_library=300, seed=2)
 
 
+class SpatialDiffusionCase:
+    cls = diffvi.model.SpatialDiffusion
+    setup_kwargs = {"section_key": "section", "labels_key": "cell_type", "batch_key": "section"}
+    init_kwargs = {
+        "n_hidden": 16,
+        "n_latent": 4,
+        "denoiser_kwargs": {"width": 16, "depth": 1, "n_heads": 2},
+        "n_neighbors": 4,
+    }
+    conditions = {"cell_type": "type_1", "section": "section_0"}
+
+    @staticmethod
+    def data():
+        return simulate_tissue(75, 30, n_sections=2, mean_library=300, seed=2)
+
+
 MODELS = [
     LatentDiffusionSCVICase,
     PerturbDiffusionCase,
     TotalDiffusionCase,
     TotalDiffusionAnnDataCase,
     TrajectoryDiffusionCase,
+    SpatialDiffusionCase,
 ]
 
 

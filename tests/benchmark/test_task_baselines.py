@@ -17,6 +17,7 @@ from diffvi.benchmark import (
     BilinearRidge,
     CopyNext,
     CopyPrevious,
+    FourierRidge,
     GPSpace,
     KernelRidgeTranslation,
     KNNSpace,
@@ -336,7 +337,7 @@ def test_space_baselines_interpolate_a_smooth_field_and_sampling_keeps_its_noise
     field = np.sin(coordinates / 15) @ rng.choice([-1.0, 1.0], (2, 6))
     values = field + 0.3 * rng.normal(size=field.shape)
     train, test = slice(0, 350), slice(350, 500)
-    for method in (KNNSpace(), IDW(), GPSpace(), NeighbourSample()):
+    for method in (KNNSpace(), IDW(), GPSpace(), FourierRidge(), NeighbourSample()):
         method.fit(coordinates[train], values[train])
         mean, sample = method.predict(coordinates[test]), method.sample(coordinates[test], 0)
         assert feature_correlation(field[test], mean).mean() > 0.9, method.name

@@ -8,7 +8,7 @@ import pytest
 import scanpy as sc
 
 from diffvi import InvalidInputError
-from diffvi.datasets import fetch, pbmc68k, simulate_cells, simulate_perturbations
+from diffvi.datasets import fetch, pbmc68k, simulate_cells, simulate_perturbations, simulate_tissue
 
 
 def test_pbmc68k_counts_are_the_ones_that_scanpy_normalised():
@@ -86,3 +86,24 @@ def test_simulated_non_responders_and_doses():
     assert set(dosed.obs["dose"]) == {0.0, 0.5, 2.0}
     norms = np.linalg.norm(dosed.uns["log_ratio"][["A at 0.3", "A at 1", "A at 3"]], axis=0)
     assert (np.diff(norms) > 0).all()
+
+
+def test_tissues_have_the_field_that_they_are_said_to_have():
+    adata = simulate_tissue(2500, 30, length_scale=6.0, noise=0.5, mean_library=3000, seed=0)
+    places, field = adata.obsm["spatial"], adata.obsm["field"]
+    assert field.var(0).mean() == pytest.approx(1.0, abs=0.5)
+    # A type is the largest of three numbers of which the field is a part.
+    kind = adata.obs["cell_type"].cat.codes.to_numpy()
+    assert 0.6 < (kind == field.argmax(1)).mean() < 0.95
+    np.testing.assert_allclose(adata.layers["expected"].sum(1), 1.0, rtol=1e-4)
+    # Around a place cells express what is expected there, on average.
+    share = adata.X.toarray() / adata.X.sum(1)
+    near = np.linalg.norm(places - places.mean(0), axis=1) < 3
+    np.testing.assert_allclose(np.asarray(share)[near].mean(0), adata.layers["expected"][near].mean(0), atol=0.03)
+    flat = simulate_tissue(50, 10, n_sections=3, seed=1)
+    assert flat.obsm["spatial"].shape == (150, 2)
+    block = simulate_tissue(50, 10, n_sections=3, n_dims=3, seed=1)
+    assert set(block.obsm["spatial"][:, 2]) == {0.0, 1.0, 2.0}
+    assert (simulate_tissue(50, 10, seed=1).X != simulate_tissue(50, 10, seed=1).X).nnz == 0
+    with pytest.raises(InvalidInputError, match="`n_dims` must be 2 or 3; got 4"):
+        simulate_tissue(50, 10, n_dims=4)

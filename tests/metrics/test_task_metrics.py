@@ -211,3 +211,14 @@ def test_controls_of_their_own_take_the_shared_noise_out_of_an_effect():
     apart = metrics.evaluate_perturbation(real, predicted, control, "p", source=source)
     assert _mean(shared, "pearson_delta") > 0.6
     assert abs(_mean(apart, "pearson_delta")) < 0.3
+
+
+def test_spatial_gene_agreement_asks_whether_the_same_genes_vary_in_space():
+    rng = np.random.default_rng(0)
+    places = rng.uniform(size=(300, 2))
+    strength = np.linspace(0, 2, 12)
+    real, again = (np.sin(5 * places[:, :1]) * strength + rng.normal(size=(300, 12)) for _ in range(2))
+    assert metrics.spatial_gene_agreement(real, again, places) > 0.85
+    assert metrics.spatial_gene_agreement(real, again[:, ::-1], places) < -0.8
+    assert abs(metrics.spatial_gene_agreement(real, rng.permutation(real), places)) < 0.8
+    assert np.isnan(metrics.spatial_gene_agreement(real, np.ones_like(real), places))

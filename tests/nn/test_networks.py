@@ -112,3 +112,23 @@ def test_sets_and_vectors_are_dropped_whole_and_fixed_ones_never():
     assert (drugs.all(1) == drugs.any(1)).all()
     assert abs(drugs.all(1).double().mean() - 0.19) < 0.01
     assert not dropped[:, 7:].any()
+
+
+@pytest.mark.parametrize("backbone", ["dit", "mlp"])
+def test_context_tokens_are_a_set_whose_absent_members_count_for_nothing(backbone):
+    attributes = [Attribute("x"), Attribute("around", size=12, n_tokens=4)]
+    net = _perturbed(Denoiser(5, attributes, backbone, width=16, depth=2))
+    generator = torch.Generator().manual_seed(0)
+    x, t = torch.randn(3, 5, generator=generator), torch.full((3,), 0.4)
+    tokens = torch.randn(3, 4, 3, generator=generator)
+    tokens[:, 3] = float("nan")
+
+    def output(tokens):
+        return net(x, t, torch.cat([torch.zeros(3, 1), tokens.reshape(3, -1)], 1))
+
+    whole = output(tokens)
+    torch.testing.assert_close(whole, output(tokens[:, [2, 3, 0, 1]]))
+    changed = tokens.clone()
+    changed[:, 0] += 1
+    assert (output(changed) - whole).abs().max() > 1e-3
+    assert output(torch.full_like(tokens, float("nan"))).isfinite().all()

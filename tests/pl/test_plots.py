@@ -8,7 +8,7 @@ from anndata import AnnData
 
 from diffvi import InvalidInputError, metrics, pl
 from diffvi.benchmark import BootstrapCells, IndependentNB, Options, run_task
-from diffvi.datasets import simulate_cells
+from diffvi.datasets import simulate_cells, simulate_tissue
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +132,31 @@ def test_populations_are_weighted_shares(course):
     assert len(only.axes[0].lines) == 1
     with pytest.raises(InvalidInputError, match="`label` must be one of"):
         pl.population_over_time(predicted, "nope")
+
+
+def test_a_gene_in_a_tissue_is_drawn_three_times_on_one_scale(tmp_path):
+    adata = simulate_tissue(60, 8, n_sections=2, seed=0)
+    logged = metrics.log_normalise(adata.X)
+    with pytest.raises(InvalidInputError, match=r"`mean` is not given, and adata.layers has no 'imputed_mean'"):
+        pl.spatial(adata, "gene_1", show=False)
+    adata.layers["imputed_mean"], adata.layers["imputed_sample"] = logged / 2, adata.X.copy()
+    fig = pl.spatial(adata, "gene_1", section_key="section", section="section_1", show=False, save=tmp_path / "s.png")
+    drawn = [ax.collections[0] for ax in fig.axes[:3]]
+    np.testing.assert_allclose(drawn[0].get_offsets(), adata.obsm["spatial"][60:])
+    np.testing.assert_allclose(drawn[1].get_array(), logged[60:, 1] / 2, rtol=1e-5)
+    np.testing.assert_allclose(drawn[2].get_array(), logged[60:, 1], rtol=1e-5)
+    assert len({c.get_clim() for c in drawn}) == 1
+    assert [ax.get_title() for ax in fig.axes[:3]] == [f"gene_1, {name}" for name in ("measured", "mean", "sample")]
+    # Cells of their own in place of what is in the layers.
+    expected = AnnData(logged[:5], obsm={"spatial": adata.obsm["spatial"][:5]}, uns={"log1p": {"base": None}})
+    expected.var_names = adata.var_names
+    fig = pl.spatial(adata, "gene_1", mean=expected, sample=adata[:7], show=False)
+    assert [len(ax.collections[0].get_offsets()) for ax in fig.axes[:3]] == [120, 5, 7]
+    for kwargs, message in (
+        ({"gene": "none"}, "`gene`: 'none' is not in adata.var_names"),
+        ({"gene": "gene_1", "section": "x", "section_key": "section"}, "`section`: no cell is in 'x'"),
+        ({"gene": "gene_1", "spatial_key": "umap"}, "`spatial_key`: obsm has no 'umap'"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            pl.spatial(adata, show=False, **kwargs)
+    plt.close("all")

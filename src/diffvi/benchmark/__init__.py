@@ -22,7 +22,7 @@ from ._perturbation_baselines import (
 )
 from ._report import write_report
 from ._runner import run_task
-from ._space_baselines import IDW, SPACE_BASELINES, GPSpace, KNNSpace, NeighbourSample
+from ._space_baselines import IDW, SPACE_BASELINES, FourierRidge, GPSpace, KNNSpace, NeighbourSample
 from ._splits import split_cells
 from ._tasks import TASKS, Split, Task
 from ._trajectory_baselines import TRAJECTORY_BASELINES, CopyNext, CopyPrevious, OTLinear, Pooled, UnbalancedOT
@@ -49,6 +49,7 @@ __all__ = [
     "CopyNext",
     "CopyPrevious",
     "Diffvi",
+    "FourierRidge",
     "FromFile",
     "GPSpace",
     "IndependentNB",

@@ -10,6 +10,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.linear_model import RidgeCV
 from sklearn.neighbors import NearestNeighbors
 
 
@@ -141,4 +142,39 @@ class GPSpace:
         return self.pca.inverse_transform(z) + self.residual * noise
 
 
-SPACE_BASELINES: list[type[SpatialPredictor]] = [KNNSpace, IDW, GPSpace, NeighbourSample]
+class FourierRidge:
+    """Ridge regression on random Fourier features of the coordinates, its penalty chosen by leaving one out.
+
+    Parameters
+    ----------
+    n_waves
+        Frequencies on each of three scales.
+    """
+
+    name = "Fourier ridge"
+
+    def __init__(self, n_waves: int = 66) -> None:
+        self.n_waves = n_waves
+
+    def fit(self, coordinates: np.ndarray, values: np.ndarray) -> None:
+        """Fit all genes at once."""
+        rng = np.random.default_rng(0)
+        self.centre, self.scale = coordinates.mean(0), coordinates.std()
+        shape = (coordinates.shape[1], self.n_waves)
+        self.waves = np.concatenate([rng.normal(size=shape) * width for width in (0.5, 1.5, 4.0)], axis=1)
+        self.ridge = RidgeCV(alphas=np.logspace(-1, 4, 12)).fit(self._features(coordinates), values)
+
+    def _features(self, coordinates: np.ndarray) -> np.ndarray:
+        angles = (coordinates - self.centre) / self.scale @ self.waves
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    def predict(self, coordinates: np.ndarray) -> np.ndarray:
+        """Mean expression."""
+        return self.ridge.predict(self._features(coordinates))
+
+    def sample(self, coordinates: np.ndarray, seed: int) -> np.ndarray:
+        """The mean."""
+        return self.predict(coordinates)
+
+
+SPACE_BASELINES: list[type[SpatialPredictor]] = [KNNSpace, IDW, GPSpace, FourierRidge, NeighbourSample]

@@ -5,6 +5,7 @@ from ._downloads import bmmc, fetch
 from ._embedded import pbmc68k
 from ._perturbations import simulate_perturbations
 from ._simulators import simulate_cells
+from ._tissues import simulate_tissue
 from ._trajectories import simulate_trajectory
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "simulate_cells",
     "simulate_cite",
     "simulate_perturbations",
+    "simulate_tissue",
     "simulate_trajectory",
 ]

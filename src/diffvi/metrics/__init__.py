@@ -38,7 +38,7 @@ from ._perturbation import (
 )
 from ._programs import gene_set_agreement
 from ._resampling import half_sample_intervals
-from ._space import moran_i, variance_ratio
+from ._space import moran_i, spatial_gene_agreement, variance_ratio
 from ._trajectory import composition_distance, fate_auroc, fate_correlation, resample_weighted
 from ._translation import bimodality, cross_correlation_agreement, feature_correlation, feature_rmse
 
@@ -86,6 +86,7 @@ __all__ = [
     "scaled_score",
     "silhouette",
     "sliced_wasserstein",
+    "spatial_gene_agreement",
     "variance_r2",
     "variance_ratio",
     "wasserstein",

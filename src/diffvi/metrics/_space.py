@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import sparse
+from scipy.stats import spearmanr
 from sklearn.neighbors import NearestNeighbors
 
 
@@ -34,6 +35,27 @@ def moran_i(values: np.ndarray, coordinates: np.ndarray, k: int = 6) -> np.ndarr
     x = values - values.mean(0)
     total = (x**2).sum(0)
     return np.divide((x * (graph @ x)).sum(0) / k, total, out=np.full(x.shape[1], np.nan), where=total > 1e-12)
+
+
+def spatial_gene_agreement(real: np.ndarray, predicted: np.ndarray, coordinates: np.ndarray, k: int = 6) -> float:
+    """Whether the same genes vary in space: Spearman correlation, over genes, of Moran's I.
+
+    Parameters
+    ----------
+    real, predicted
+        Log-normalised values, locations by genes.
+    coordinates
+        Of the locations, ``(n, 2)`` or ``(n, 3)``.
+    k
+        Neighbours, as in :func:`moran_i`.
+
+    Returns
+    -------
+    1 is best; NaN with fewer than three genes that vary in both.
+    """
+    a, b = (moran_i(values, coordinates, k) for values in (real, predicted))
+    kept = np.isfinite(a) & np.isfinite(b)
+    return float(spearmanr(a[kept], b[kept]).statistic) if kept.sum() > 2 else float("nan")
 
 
 def variance_ratio(real: np.ndarray, predicted: np.ndarray) -> float:

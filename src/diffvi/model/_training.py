@@ -25,6 +25,8 @@ class StagedTrainingMixin:
 
     VAE_STEPS = 5000
     DIFFUSION_STEPS = 5000
+    KL_WEIGHT = 1.0
+    """Weight of the VAE's prior in stage 1, unless told otherwise in the arguments of its plan."""
     CLASSIFY_LABELS = True
     """Whether stage 1 reads the labels from the latent: see :class:`~diffvi.train.VAETrainingPlan`."""
 
@@ -130,6 +132,8 @@ class StagedTrainingMixin:
             n_labels = len(self.vocabulary.entries[key].get("categories", []))
             label = {"label": (self.vocabulary.columns[key].start, n_labels)}
             kwargs["plan_kwargs"] = {**label, **(kwargs.get("plan_kwargs") or {})}
+        if self.KL_WEIGHT != 1:
+            kwargs["plan_kwargs"] = {"max_kl_weight": self.KL_WEIGHT, **(kwargs.get("plan_kwargs") or {})}
         self.module.train()
         self.stages_ = {**self.stages_, "diffusion": {"status": "not trained", "epochs": 0}}
         # By name: some scvi models have a `train` with the arguments of a plan of their own.

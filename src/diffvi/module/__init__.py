@@ -2,18 +2,24 @@
 
 from ._effects import EffectProcess, EffectWeights
 from ._kernel_path import KernelPath, ProteinFeatures, RNAFeatures
+from ._kriging import LocalKriging, RandomField
 from ._multimodal import MultimodalVAE
 from ._prior import ORIGIN, LatentPrior
 from ._responses import Responses
+from ._surroundings import Frames, Surroundings
 
 __all__ = [
     "ORIGIN",
     "EffectProcess",
     "EffectWeights",
+    "Frames",
     "KernelPath",
     "LatentPrior",
+    "LocalKriging",
     "MultimodalVAE",
     "ProteinFeatures",
     "RNAFeatures",
+    "RandomField",
     "Responses",
+    "Surroundings",
 ]

@@ -42,6 +42,23 @@ class Attention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width))
 
 
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens to those of a context, of which some may be absent."""
+
+    def __init__(self, width: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor, present: Tensor) -> Tensor:
+        n, tokens, width = x.shape
+        q = self.q(x).view(n, tokens, self.n_heads, -1).transpose(1, 2)
+        k, v = self.kv(context).view(n, context.shape[1], 2, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=present[:, None, None])
+        return self.out(attended.transpose(1, 2).reshape(n, tokens, width))
+
+
 class MLP(nn.Sequential):
     """Two layers with a GELU between them and dropout behind it."""
 
@@ -50,17 +67,22 @@ class MLP(nn.Sequential):
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP, each behind its own adaLN-zero."""
+    """Attention, attention to a context where there is one, and MLP, each behind its own adaLN-zero."""
 
-    def __init__(self, width: int, n_heads: int, mlp_ratio: float, dropout: float) -> None:
+    def __init__(self, width: int, n_heads: int, mlp_ratio: float, dropout: float, context: bool = False) -> None:
         super().__init__()
         self.norm_attention, self.norm_mlp = AdaLNZero(width), AdaLNZero(width)
         self.attention = Attention(width, n_heads)
+        if context:
+            self.norm_context, self.cross_attention = AdaLNZero(width), CrossAttention(width, n_heads)
         self.mlp = MLP(width, int(mlp_ratio * width), dropout)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
         h, gate = self.norm_attention(x, c)
         x = x + gate * self.attention(h)
+        if context is not None:
+            h, gate = self.norm_context(x, c)
+            x = x + gate * self.cross_attention(h, *context)
         h, gate = self.norm_mlp(x, c)
         return x + gate * self.mlp(h)
 
@@ -88,6 +110,8 @@ class DiT(nn.Module):
         Hidden size of the MLPs over ``width``.
     dropout
         Dropout rate in the MLPs.
+    context
+        Whether the tokens attend to those of a context too.
     """
 
     def __init__(
@@ -99,27 +123,28 @@ class DiT(nn.Module):
         patch_size: int = 4,
         mlp_ratio: float = 2.0,
         dropout: float = 0.0,
+        context: bool = False,
     ) -> None:
         super().__init__()
         self.d, self.patch_size = d, patch_size
         self.n_tokens = math.ceil(d / patch_size)
         self.embed = nn.Parameter(torch.randn(self.n_tokens, patch_size, width) / math.sqrt(patch_size))
         self.position = nn.Parameter(0.02 * torch.randn(self.n_tokens, width))
-        self.blocks = nn.ModuleList([DiTBlock(width, n_heads, mlp_ratio, dropout) for _ in range(depth)])
+        self.blocks = nn.ModuleList([DiTBlock(width, n_heads, mlp_ratio, dropout, context) for _ in range(depth)])
         self.norm = AdaLNZero(width)
         self.unembed = nn.Parameter(torch.zeros(self.n_tokens, width, patch_size))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
         patches = F.pad(x, (0, self.n_tokens * self.patch_size - self.d)).view(len(x), self.n_tokens, self.patch_size)
         h = torch.einsum("ntp,tpw->ntw", patches, self.embed) + self.position
         for block in self.blocks:
-            h = block(h, c)
+            h = block(h, c, context)
         h, _ = self.norm(h, c)
         return torch.einsum("ntw,twp->ntp", h, self.unembed).reshape(len(x), -1)[:, : self.d]
 
 
 class ResidualMLP(nn.Module):
-    """Residual MLP with adaLN-zero: the DiT without tokens and attention.
+    """Residual MLP with adaLN-zero: the DiT without tokens and attention; it knows a context from the conditioning vector alone.
 
     Parameters
     ----------
@@ -135,8 +160,17 @@ class ResidualMLP(nn.Module):
         Dropout rate in the blocks.
     """
 
-    def __init__(self, d: int, width: int = 128, depth: int = 3, mlp_ratio: float = 2.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        d: int,
+        width: int = 128,
+        depth: int = 3,
+        mlp_ratio: float = 2.0,
+        dropout: float = 0.0,
+        context: bool = False,
+    ) -> None:
         super().__init__()
+        del context
         self.embed = nn.Linear(d, width)
         self.norms = nn.ModuleList([AdaLNZero(width) for _ in range(depth)])
         self.mlps = nn.ModuleList([MLP(width, int(mlp_ratio * width), dropout) for _ in range(depth)])
@@ -145,7 +179,8 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        del context
         h = self.embed(x)
         for norm, mlp in zip(self.norms, self.mlps, strict=True):
             y, gate = norm(h, c)

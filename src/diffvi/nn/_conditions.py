@@ -31,6 +31,9 @@ class Attribute:
     noise
         Standard deviation of normal noise that training adds to a numeric attribute, for one that is known better of the
         training cells than of new ones; whoever samples draws it too.
+    n_tokens
+        For a numeric attribute: it is this many tokens of ``size / n_tokens`` features each, which the denoiser attends to; an
+        absent token is NaN throughout. 0 for an ordinary one.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Attribute:
     n_features: int = 0
     fixed: bool = False
     noise: float = 0.0
+    n_tokens: int = 0
 
 
 def columns(attributes: Sequence[Attribute]) -> list[slice]:
@@ -90,8 +94,39 @@ class SetEmbedding(nn.Module):
         return (weights[..., None] * embedded).sum(1) / present.sum(1, keepdim=True).clamp_min(1)
 
 
+class ContextEncoder(nn.Module):
+    """Tokens of the attributes that hold some, and one that is always there: ``(n, n_columns)`` to ``(n, tokens, width)``.
+
+    Parameters
+    ----------
+    attributes
+        The attributes, in the order of the code columns; at least one with tokens.
+    width
+        Size of a token.
+    """
+
+    def __init__(self, attributes: Sequence[Attribute], width: int) -> None:
+        super().__init__()
+        self.places = [(a, c) for a, c in zip(attributes, columns(attributes), strict=True) if a.n_tokens]
+        self.embeddings = nn.ModuleList(
+            nn.Sequential(nn.Linear(a.size // a.n_tokens, width), nn.GELU("tanh"), nn.Linear(width, width))
+            for a, _ in self.places
+        )
+        self.always = nn.Parameter(torch.randn(width))
+
+    def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens, and which of them are present, ``(n, tokens)``."""
+        tokens = [self.always.expand(len(codes), 1, -1)]
+        present = [torch.ones(len(codes), 1, dtype=torch.bool, device=codes.device)]
+        for (a, where), embed in zip(self.places, self.embeddings, strict=True):
+            values = codes[:, where].view(len(codes), a.n_tokens, -1)
+            tokens.append(embed(values.nan_to_num(0.0)))
+            present.append(~values.isnan().all(2))
+        return torch.cat(tokens, 1), torch.cat(present, 1)
+
+
 class ConditionEncoder(nn.Module):
-    """Sum of one embedding an attribute: codes of shape ``(n, n_columns)`` to ``(n, width)``.
+    """Sum of one embedding an attribute without tokens: codes of shape ``(n, n_columns)`` to ``(n, width)``.
 
     A code is a category number, or a standardised value for a numeric attribute; NaN means "not
     given" and selects the attribute's null vector. The null vectors are parameters of their own and no
@@ -117,6 +152,8 @@ class ConditionEncoder(nn.Module):
         for i, (a, where, embed) in enumerate(
             zip(self.attributes, columns(self.attributes), self.embeddings, strict=True)
         ):
+            if a.n_tokens:
+                continue
             value = codes[:, where]
             if not isinstance(embed, SetEmbedding):
                 value = value.nan_to_num(0.0)
@@ -127,6 +164,8 @@ class ConditionEncoder(nn.Module):
 
 
 def _embedding(attribute: Attribute, width: int) -> nn.Module:
+    if attribute.n_tokens:
+        return nn.Identity()
     if attribute.n_categories is None:
         if attribute.size > 1:
             return nn.Linear(attribute.size, width)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from diffvi._exceptions import one_of
 
 from ._backbones import BACKBONES, MLP
-from ._conditions import Attribute, ConditionEncoder
+from ._conditions import Attribute, ConditionEncoder, ContextEncoder
 from ._time import TimeEmbedding
 
 
@@ -20,7 +20,7 @@ class Denoiser(nn.Module):
     d
         Size of the state.
     attributes
-        Attributes that condition it.
+        Attributes that condition it. The tokens of those that hold some are attended to, and their mean is a condition.
     backbone
         ``"dit"`` or ``"mlp"``.
     width
@@ -45,7 +45,10 @@ class Denoiser(nn.Module):
         self.time = TimeEmbedding(width)
         self.conditions = ConditionEncoder(attributes, width)
         self.activation = nn.SiLU()
-        self.backbone = BACKBONES[backbone](d, width=width, **backbone_kwargs)
+        with_tokens = any(a.n_tokens for a in attributes)
+        self.context = ContextEncoder(attributes, width) if with_tokens else None
+        self.pooled = nn.Linear(width, width) if with_tokens else None
+        self.backbone = BACKBONES[backbone](d, width=width, context=with_tokens, **backbone_kwargs)
         self.head = (
             nn.Sequential(nn.SiLU(), MLP(width, 2 * width, 0.0), nn.SiLU(), nn.Linear(width, d)) if head else None
         )
@@ -54,7 +57,12 @@ class Denoiser(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
-        return self.backbone(x, self.activation(self.time(t.expand(len(x))) + self.conditions(codes)))
+        condition, context = self.time(t.expand(len(x))) + self.conditions(codes), None
+        if self.context is not None and self.pooled is not None:
+            tokens, present = context = self.context(codes)
+            mean = (tokens * present[..., None]).sum(1) / present.sum(1, keepdim=True)
+            condition = condition + self.pooled(mean)
+        return self.backbone(x, self.activation(condition), context)
 
     def mean(self, codes: Tensor) -> Tensor | None:
         """The head's prediction, zero before training; ``None`` where there is no head."""

@@ -2,6 +2,7 @@
 
 from ._generation import library_sizes, losses, marker_dotplot, mean_variance, umap
 from ._scores import calibration, guidance_diversity, nfe_quality, score_table
+from ._space import spatial
 from ._trajectories import fate_probabilities, population_over_time, trajectories
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "nfe_quality",
     "population_over_time",
     "score_table",
+    "spatial",
     "trajectories",
     "umap",
 ]

@@ -1,0 +1,443 @@
+"""Cells at locations: where nothing was measured, in regions that are missing, and between sections."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from scvi.utils import track
+
+from diffvi._exceptions import InvalidInputError, positive_int, seed_or_random
+from diffvi._random import CellStreams, keyed_seed
+from diffvi.data import LatentData, TrainingTable
+from diffvi.metrics import log_normalise
+from diffvi.module import Frames, Surroundings
+from diffvi.process import get_sampler
+
+from ._notes import without_notes
+from ._spatial_context import Context, Observed
+from ._spatial_setup import coordinates_of, read_coordinates
+from ._spatial_training import SpatialTrainingMixin
+
+INTERVAL = (0.05, 0.95)
+MIN_SAMPLES = 10
+"""Samples from which standard deviations and intervals are told."""
+
+
+class SpatialPredictionMixin(SpatialTrainingMixin):
+    """Generation at locations."""
+
+    _decode: Any
+    _decoder_attributes: list[str]
+    _draw_cells: Any
+    _latent_data: Any
+    _override: Any
+    _provenance: Any
+    _require: Any
+    _sampler: Any
+    get_var_names: Any
+
+    def generate_at_location(
+        self,
+        coordinates: np.ndarray | Sequence[Sequence[float]],
+        section: str | Sequence[str] | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        n_samples: int = 1,
+        return_mean: bool = False,
+        guidance_scale: float | Mapping[str, float] = 1.0,
+        n_steps: int | None = None,
+        sampler: str | None = None,
+        seed: int | None = None,
+        batch_size: int = 2048,
+        show_progress: bool = False,
+    ) -> AnnData:
+        """Generate cells at locations, given the cells measured around them.
+
+        Cells at neighbouring locations come from one draw of the tissue: what the surroundings leave open is correlated
+        between them as it is between measured cells.
+
+        Parameters
+        ----------
+        coordinates
+            Locations in the units of ``spatial_key``, ``(n, 2)`` or ``(n, 3)``.
+        section
+            Section of the locations, one or one for each; only for models with ``section_key``, and only one that was measured.
+        conditions
+            Attributes of the cells, such as ``{"cell_type": "Astrocyte"}``; one value or one for each location.
+        n_samples
+            Draws of the whole tissue.
+        return_mean
+            Return what is expected instead of draws; ``n_samples`` of 10 or more also give its uncertainty.
+        guidance_scale, n_steps, sampler
+            As in :meth:`generate`.
+        seed
+            With the same seed a location's result is the same, whichever ``batch_size``.
+        batch_size
+            Locations at a time; bounds the memory.
+        show_progress
+            Show a progress bar.
+
+        Returns
+        -------
+        AnnData with a row for each location and sample, in this order: ``X`` (``int32`` counts, CSR), ``layers["normalized"]`` (decoded expression;
+        sums to 1), ``obsm["X_latent"]``, ``obsm["spatial"]`` (the coordinates, under their own key), and ``obs``: the section, ``sample``, the conditions, ``library_size`` (expected total counts) and ``far_outside``
+        (further from the tissue than its own size times ten, where nothing is known).
+
+        With ``return_mean`` a row for each location: ``X`` (expected log-normalised expression, ``log(1 + 10,000 x share of the counts)``) and, from 10 samples on,
+        ``layers["sd"]``, ``layers["lower"]`` and ``layers["upper"]`` (standard deviation and 5 and 95 % quantiles of that of new cells).
+
+        Raises
+        ------
+        NotTrainedError
+            If the diffusion stage is not trained.
+        InvalidInputError
+            For coordinates of another dimension than the model's or that are not finite, or an unknown section.
+
+        Examples
+        --------
+        >>> model.generate_at_location([[10.0, 20.0], [11.0, 20.0]], seed=0)  # doctest: +SKIP
+        """
+        self._require("diffusion")
+        points = read_coordinates(coordinates, "`coordinates`", self.n_dims)
+        frame = self._sections_of(section, len(points))
+        return self._at(
+            self._own_observed(), points, frame, conditions, n_samples, return_mean, guidance_scale, n_steps, sampler, seed,
+            batch_size, show_progress,
+        )  # fmt: skip
+
+    def reconstruct_section(
+        self,
+        z: float,
+        section: str | None = None,
+        coordinates: np.ndarray | None = None,
+        **kwargs: Any,
+    ) -> AnnData:
+        """A section between measured ones, of a model with three-dimensional coordinates.
+
+        Parameters
+        ----------
+        z
+            Third coordinate of the section.
+        section
+            Frame that it is in, in models with ``section_key``.
+        coordinates
+            Where in the plane, ``(n, 2)``; ``None`` for the locations of the nearest measured section.
+        **kwargs
+            Passed to :meth:`generate_at_location`.
+
+        Returns
+        -------
+        As of :meth:`generate_at_location`.
+
+        Raises
+        ------
+        InvalidInputError
+            If the model's coordinates are two-dimensional, or the section is unknown.
+        """
+        self._require("diffusion")
+        if self.n_dims != 3:
+            raise InvalidInputError(
+                "`z`: the model's coordinates have 2 dimensions; `setup_anndata` with three-dimensional ones to tell what is between sections."
+            )
+        frame = self._sections_of(section, 1)[0]
+        frames, observed = Frames(**(self.frames_ or {})), self._own_observed()
+        if coordinates is None:
+            mine = observed.scaled[observed.frame == frame] * frames.unit[frame] + frames.centre[frame]
+            plane = mine[np.abs(mine[:, 2] - z).argmin(), 2]
+            coordinates = mine[np.isclose(mine[:, 2], plane), :2]
+        flat = read_coordinates(coordinates, "`coordinates`", 2)
+        return self.generate_at_location(np.c_[flat, np.full(len(flat), float(z))], section, **kwargs)
+
+    def impute_region(
+        self,
+        adata: AnnData | None = None,
+        mask: np.ndarray | Sequence[bool] | str | None = None,
+        n_samples: int = 20,
+        key_added: str = "imputed",
+        copy: bool = False,
+        **kwargs: Any,
+    ) -> AnnData | None:
+        """Fill in a region from the cells around it; what was measured in the region is not looked at.
+
+        Parameters
+        ----------
+        adata
+            Cells, those of the region with coordinates alone needed; ``None`` for the model's.
+        mask
+            Which cells to fill in: ``True`` for each, or the name of such a column of ``adata.obs``.
+        n_samples
+            Draws, for the standard deviation.
+        key_added
+            Writes ``layers["{key}_mean"]`` and ``layers["{key}_sd"]`` (log-normalised expression; of the other cells what was measured, and 0),
+            ``layers["{key}_sample"]`` (one draw of the counts; of the other cells their own), and ``uns[key]``.
+        copy
+            Return a copy with the results instead of writing to ``adata``.
+        **kwargs
+            Passed to :meth:`generate_at_location`.
+
+        Raises
+        ------
+        NotTrainedError
+            If the diffusion stage is not trained.
+        InvalidInputError
+            If the mask hides no cell or all of them, or has another length.
+        """
+        self._require("diffusion")
+        n_samples = positive_int("n_samples", n_samples)
+        adata = self.adata if adata is None else adata
+        if adata is None:
+            raise InvalidInputError("`adata`: the model was loaded without data; give the cells.")
+        hidden = _mask(mask, adata)
+        seed = seed_or_random(kwargs.pop("seed", None))
+        adata = adata.copy() if copy else adata
+        known = adata[~hidden].copy()
+        observed = self._observed_of(known)
+        points = coordinates_of(adata, self.spatial_key, self.n_dims)[hidden]
+        section = None if self.section_key is None else adata.obs[self.section_key].to_numpy(str)[hidden]
+        frame = self._sections_of(section, len(points))
+        arguments = {
+            "conditions": None,
+            "guidance_scale": 1.0,
+            "n_steps": None,
+            "sampler": None,
+            "batch_size": 2048,
+            **kwargs,
+        }
+        mean = self._at(observed, points, frame, n_samples=n_samples, return_mean=True, seed=seed, **arguments)
+        draw = self._at(observed, points, frame, n_samples=1, return_mean=False, seed=seed, **arguments)
+        own = self._counts_of(known)
+        for name, inside, outside in (
+            ("mean", mean.X, log_normalise(own)),
+            ("sd", mean.layers.get("sd", np.full(mean.shape, np.nan)), np.zeros(own.shape)),
+        ):
+            whole = np.empty(adata.shape, np.float32)
+            whole[hidden], whole[~hidden] = inside, outside
+            adata.layers[f"{key_added}_{name}"] = whole
+        order = np.argsort(np.concatenate([np.flatnonzero(hidden), np.flatnonzero(~hidden)]))
+        stacked = sparse.vstack([draw.X, own.astype(np.int32)], format="csr")
+        adata.layers[f"{key_added}_sample"] = stacked[order]
+        adata.uns[key_added] = {**mean.uns["diffvi"], "n_imputed": int(hidden.sum())}
+        return adata if copy else None
+
+    # ---------------------------------------------------------------- arguments
+
+    def _sections_of(self, section: Any, n: int) -> np.ndarray:
+        """Number of the section of each location."""
+        names = (self.frames_ or {})["names"]
+        if self.section_key is None:
+            if section is not None:
+                raise InvalidInputError(f"`section`: the model has no `section_key`; got {section!r}.")
+            return np.zeros(n, dtype=int)
+        if section is None:
+            if len(names) > 1:
+                raise InvalidInputError(f"`section` must name one of the model's sections, {names}; got None.")
+            section = names[0]
+        given = [str(section)] * n if isinstance(section, str) or np.ndim(section) == 0 else [str(s) for s in section]
+        if len(given) != n:
+            raise InvalidInputError(f"`section` has {len(given)} values for {n} locations.")
+        known = {name: i for i, name in enumerate(names)}
+        if unknown := [s for s in given if s not in known]:
+            raise InvalidInputError(f"`section` must name one of the model's sections, {names}; got {unknown[0]!r}.")
+        return np.array([known[s] for s in given], dtype=int)
+
+    def _own_observed(self) -> Observed:
+        """The cells that the model remembers."""
+        return Observed.from_dict(self.cells_ or {})
+
+    def _observed_of(self, adata: AnnData) -> Observed:
+        """Cells of other data, or some of the model's, as locations see them."""
+        with without_notes():
+            latents, table = self._latent_data(adata)
+        frame = self._sections_of(
+            None if self.section_key is None else adata.obs[self.section_key].to_numpy(str), adata.n_obs
+        )
+        scaled = Frames(**(self.frames_ or {})).scaled(coordinates_of(adata, self.spatial_key, self.n_dims), frame)
+        return self._observed(adata, LatentData(latents.mean, latents.scale, latents.codes), table, scaled, frame)
+
+    def _counts_of(self, adata: AnnData) -> sparse.csr_matrix:
+        layer = self.registry_["setup_args"].get("layer")
+        return sparse.csr_matrix(adata.X if layer is None else adata.layers[layer])
+
+    # ---------------------------------------------------------------- draws
+
+    def _at(
+        self,
+        observed: Observed,
+        points: np.ndarray,
+        frame: np.ndarray,
+        conditions: Mapping[str, Any] | None,
+        n_samples: int,
+        return_mean: bool,
+        guidance_scale: Any,
+        n_steps: int | None,
+        sampler: str | None,
+        seed: int | None,
+        batch_size: int,
+        show_progress: bool = False,
+    ) -> AnnData:
+        """Cells, or what is expected, at locations, given observed cells."""
+        n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)
+        sampler, n_steps = self._sampler(sampler, n_steps)
+        scales, seed = self.vocabulary.scales(guidance_scale), seed_or_random(seed)
+        frames = Frames(**(self.frames_ or {}))
+        scaled = frames.scaled(points, frame)
+        far = frames.far(scaled, frame)
+        if far.any():
+            warnings.warn(
+                f"`coordinates`: {int(far.sum())} of {len(far)} locations are further from the tissue than ten times its own size, where nothing "
+                "is known; `obs['far_outside']` marks them.",
+                UserWarning,
+                stacklevel=3,
+            )
+        codes = self.vocabulary.encode(conditions, len(points))
+        if self.section_key is not None:
+            codes[:, self.vocabulary.columns[self.section_key].start] = frame
+        look = Surroundings(observed.scaled, observed.frame, np.arange(len(observed.frame)), self.n_neighbors)
+        how = (sampler, n_steps, scales)
+        parts = []
+        for first in track(
+            range(0, len(points), batch_size), description="Generating", style="tqdm", disable=not show_progress
+        ):
+            rows = np.arange(first, min(first + batch_size, len(points)))
+            context = self._context(observed, look, scaled[rows], frame[rows])
+            table = self._table_at(observed, context, codes[rows])
+            draws = self._draws(observed, context, codes[rows], table, how, n_samples, seed, rows)
+            if return_mean:
+                parts.append(self._summary(context, codes[rows], table, draws if n_samples >= MIN_SAMPLES else None))
+            else:
+                parts.append(_joined(list(draws), by_location=True))
+        arrays = _joined(parts)
+        repeats = 1 if return_mean else n_samples
+        obs = self.vocabulary.decode(np.repeat(codes, repeats, axis=0))
+        obs["far_outside"] = np.repeat(far, repeats)
+        if not return_mean:
+            obs["sample"] = np.tile(np.arange(n_samples), len(points))
+        result = AnnData(
+            X=arrays.pop("X"),
+            obs=obs,
+            var=pd.DataFrame(index=pd.Index(self.get_var_names())),
+            obsm={self.spatial_key: np.repeat(points, repeats, axis=0)},
+        )
+        if not return_mean:
+            result.obsm["X_latent"] = arrays.pop("latent")
+            result.obs["library_size"] = arrays.pop("library_size")
+        for name, values in arrays.items():
+            result.layers[name] = values
+        if return_mean:
+            result.uns["log1p"] = {"base": None}
+        result.uns["diffvi"] = self._provenance(
+            seed=seed,
+            sampler=sampler,
+            n_steps=n_steps,
+            guidance_scale=dict(zip(self.vocabulary.names, scales, strict=True)),
+        )
+        return result
+
+    def _table_at(self, observed: Observed, context: Context, codes: np.ndarray) -> TrainingTable:
+        """What the decoder is told at locations: what it is told of the nearest cell, but for what is asked for."""
+        nearest = np.where(context.rows[:, 0] >= 0, context.rows[:, 0], 0)
+        table = observed.table.subset(nearest)
+        for name in self._decoder_attributes:
+            self._override(table, name, codes[:, self.vocabulary.columns[name].start])
+        return table
+
+    @torch.inference_mode()
+    def _draws(
+        self,
+        observed: Observed,
+        context: Context,
+        codes: np.ndarray,
+        table: TrainingTable,
+        how: tuple[str, int, list[float]],
+        n_samples: int,
+        seed: int,
+        rows: np.ndarray,
+    ) -> Iterator[dict[str, Any]]:
+        """Draws of the cells at some locations, one after the other."""
+        prior = self.module.prior
+        device = prior.shift.device
+        sampler, n_steps, scales = how
+        known = torch.as_tensor(np.concatenate([codes, context.codes], 1), device=device)
+        for sample in range(n_samples):
+            streams = CellStreams(keyed_seed(seed, sample, "locations"), rows)
+            noise = self._start_noise(observed, context, seed, sample, streams)
+            state = prior.sample(
+                torch.as_tensor(noise, device=device),
+                known,
+                get_sampler(sampler),
+                n_steps,
+                scales,
+                noise=lambda streams=streams: streams.normal(prior.d).to(device),
+            )
+            drawn = self._draw_cells(state, table, streams)
+            yield {"X": drawn.pop("counts"), "library_size": state[:, -1].exp().cpu().numpy(), **drawn}
+
+    def _summary(
+        self, context: Context, codes: np.ndarray, table: TrainingTable, draws: Iterator[dict[str, Any]] | None
+    ) -> dict[str, Any]:
+        """Expected log-normalised expression at locations, and its spread among draws."""
+        assert self.mean_ is not None
+        share = self.mean_["share"]
+        mean = self._expression(context.mean, context.frame)
+        if share > 0:
+            decoded = self._expected(context, codes, table) + self.mean_["offset"]
+            mean = np.where(context.far[:, None], mean, (1 - share) * mean + share * decoded)
+        parts = {"X": mean.clip(0).astype(np.float32)}
+        if draws is not None:
+            values = np.stack([log_normalise(draw["X"]).astype(np.float32) for draw in draws])
+            parts["sd"] = values.std(0)
+            parts["lower"], parts["upper"] = np.quantile(values, INTERVAL, axis=0).astype(np.float32)
+        return parts
+
+    @torch.inference_mode()
+    def _expected(self, context: Context, codes: np.ndarray, table: TrainingTable, n_noise: int = 4) -> np.ndarray:
+        """Log-normalised expression that the network expects at locations."""
+        prior = self.module.prior
+        device = prior.shift.device
+        known = torch.as_tensor(np.concatenate([codes, context.codes], 1), device=device)
+        out = np.empty((len(codes), len(self.get_var_names())), np.float32)
+        # The same for all locations, so that none depends on which others are asked for.
+        noise = CellStreams(0, range(n_noise)).normal(prior.d).to(device)
+        for first in range(0, len(codes), 2048):
+            rows = np.arange(first, min(first + 2048, len(codes)))
+            states = [prior.expected(known[rows], one.expand(len(rows), -1)) for one in noise]
+            px = self._decode(torch.stack(states).mean(0), table.subset(rows))
+            out[rows] = np.log1p(1e4 * px.scale.cpu().numpy())
+        return out
+
+
+def _mask(mask: Any, adata: AnnData) -> np.ndarray:
+    """Cells to fill in, as a boolean array."""
+    if isinstance(mask, str):
+        if mask not in adata.obs:
+            raise InvalidInputError(f"`mask`: adata.obs has no column {mask!r}.")
+        mask = adata.obs[mask]
+    values = np.asarray(mask)
+    if values.dtype != bool or values.shape != (adata.n_obs,):
+        raise InvalidInputError(
+            f"`mask` must hold True or False for each of the {adata.n_obs} cells, or name such a column of adata.obs; got "
+            f"{'None' if mask is None else f'shape {values.shape}, dtype {values.dtype}'}."
+        )
+    if values.all() or not values.any():
+        raise InvalidInputError(
+            f"`mask` hides {int(values.sum())} of {len(values)} cells; some must be hidden and some seen."
+        )
+    return values
+
+
+def _joined(parts: list[dict[str, Any]], by_location: bool = False) -> dict[str, Any]:
+    """Arrays of several parts one after the other; ``by_location``: those of one location together."""
+    out = {}
+    n = parts[0]["X"].shape[0]
+    order = np.arange(n * len(parts)).reshape(len(parts), n).T.ravel() if by_location else None
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        whole = sparse.vstack(values, format="csr") if sparse.issparse(values[0]) else np.concatenate(values)
+        out[name] = whole if order is None else whole[order]
+    return out

@@ -1,0 +1,193 @@
+"""Spots at a finer resolution, and what is around a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
+
+from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_random
+from diffvi._random import keyed_seed
+from diffvi.module import Frames, Surroundings
+
+from ._spatial_context import Observed
+from ._spatial_prediction import SpatialPredictionMixin
+from ._spatial_setup import read_coordinates
+
+METHODS = ("diffusion", "kriging", "nearest")
+
+
+class SpatialResolutionMixin(SpatialPredictionMixin):
+    """Super-resolution and niches."""
+
+    def super_resolution(
+        self,
+        adata: AnnData | None,
+        coordinates: np.ndarray | Sequence[Sequence[float]],
+        section: str | Sequence[str] | None = None,
+        method: Literal["diffusion", "kriging", "nearest"] = "diffusion",
+        n_samples: int = 20,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> AnnData:
+        """Divide the counts of spots among locations inside them.
+
+        Every location belongs to the nearest spot of its section. Each gene's counts of a spot are divided among its locations in proportion to the rates
+        that are predicted there, so that locations sum to their spot exactly.
+
+        Parameters
+        ----------
+        adata
+            Spots with counts and coordinates; ``None`` for the model's.
+        coordinates
+            Locations in the units of ``spatial_key``.
+        section
+            As in :meth:`generate_at_location`.
+        method
+            Where the rates come from: draws from the diffusion, kriging of the measured expression, or the spot itself (``"nearest"``: equal parts).
+        n_samples
+            Draws of the diffusion over which ``layers["mean"]`` averages.
+        seed
+            Seed.
+        **kwargs
+            Passed to :meth:`generate_at_location`: ``conditions``, ``guidance_scale``, ``n_steps``, ``sampler``, ``batch_size``.
+
+        Returns
+        -------
+        AnnData with a row for each location: ``X`` (``int32`` counts, CSR, one draw), ``layers["mean"]`` (expected counts), ``obs["spot"]`` (name of the
+        spot) and the coordinates in ``obsm``. Counts of spots without a location are left out.
+
+        Raises
+        ------
+        NotTrainedError
+            If the diffusion stage is not trained.
+        InvalidInputError
+            If there are no spots in a section that is asked for, or for arguments that :meth:`generate_at_location` refuses.
+        """
+        self._require("diffusion")
+        one_of("method", method, METHODS)
+        n_samples, seed = positive_int("n_samples", n_samples), seed_or_random(seed)
+        adata = self.adata if adata is None else adata
+        if adata is None:
+            raise InvalidInputError("`adata`: the model was loaded without data; give the spots.")
+        points = read_coordinates(coordinates, "`coordinates`", self.n_dims)
+        frame = self._sections_of(section, len(points))
+        observed = self._observed_of(adata)
+        spot = self._spots(observed, points, frame)
+        rates = self._rates(observed, points, frame, method, n_samples, seed, kwargs)
+        own = self._counts_of(adata)
+        rng = np.random.default_rng(keyed_seed(seed, "spots"))
+        drawn = np.zeros(rates[0].shape, dtype=np.int32)
+        expected = np.zeros(rates[0].shape, dtype=np.float32)
+        for s in np.unique(spot):
+            rows = np.flatnonzero(spot == s)
+            counts = own[s].toarray().ravel()
+            drawn[rows] = _divided(counts.astype(np.int64), _shares(rates[0][rows]), rng)
+            expected[rows] = counts * np.mean([_shares(rate[rows]) for rate in rates], axis=0)
+        obs = pd.DataFrame({"spot": adata.obs_names.to_numpy()[spot]}, index=pd.RangeIndex(len(points)).astype(str))
+        if self.section_key is not None:
+            obs[self.section_key] = np.array((self.frames_ or {})["names"], dtype=object)[frame]
+        result = AnnData(
+            X=sparse.csr_matrix(drawn),
+            obs=obs,
+            var=pd.DataFrame(index=pd.Index(self.get_var_names())),
+            layers={"mean": expected},
+            obsm={self.spatial_key: points},
+        )
+        if "spatial" in adata.uns:
+            result.uns["spatial"] = adata.uns["spatial"]
+        result.uns["diffvi"] = self._provenance(seed=seed, method=method, n_samples=n_samples)
+        return result
+
+    def _spots(self, observed: Observed, points: np.ndarray, frame: np.ndarray) -> np.ndarray:
+        """Row of the spot that each location belongs to."""
+        frames = Frames(**(self.frames_ or {}))
+        spot = np.full(len(points), -1)
+        for f in np.unique(frame):
+            mine, theirs = np.flatnonzero(frame == f), np.flatnonzero(observed.frame == f)
+            if not len(theirs):
+                raise InvalidInputError(f"`adata` has no spot in the section {frames.names[f]!r}.")
+            search = NearestNeighbors(n_neighbors=1).fit(observed.scaled[theirs])
+            near = search.kneighbors(frames.scaled(points[mine], frame[mine]), return_distance=False)
+            spot[mine] = theirs[near.ravel()]
+        return spot
+
+    def _rates(
+        self,
+        observed: Observed,
+        points: np.ndarray,
+        frame: np.ndarray,
+        method: str,
+        n_samples: int,
+        seed: int,
+        kwargs: Any,
+    ) -> list[np.ndarray]:
+        """Predicted rates of the genes at locations, one table a draw."""
+        if method == "nearest":
+            return [np.ones((len(points), len(self.get_var_names())), np.float32)]
+        arguments = {
+            "conditions": None,
+            "guidance_scale": 1.0,
+            "n_steps": None,
+            "sampler": None,
+            "batch_size": 2048,
+            **kwargs,
+        }
+        arguments |= {"n_samples": n_samples if method == "diffusion" else 1, "seed": seed}
+        cells = self._at(observed, points, frame, return_mean=method == "kriging", **arguments)
+        if method == "kriging":
+            return [np.expm1(cells.X)]
+        rates = cells.layers["normalized"] * cells.obs["library_size"].to_numpy()[:, None]
+        return list(rates.reshape(len(points), n_samples, -1).transpose(1, 0, 2))
+
+    def get_niche_representation(self, adata: AnnData | None = None, n_neighbors: int | None = None) -> np.ndarray:
+        """What is around each cell: mean and standard deviation of the latents of the cell and its neighbours.
+
+        Parameters
+        ----------
+        adata
+            Cells with counts and coordinates; ``None`` for the model's.
+        n_neighbors
+            Cells around, within the section; ``None`` for the model's ``n_neighbors``.
+
+        Returns
+        -------
+        ``(n_cells, 2 x n_latent)``: means, then standard deviations.
+
+        Raises
+        ------
+        InvalidInputError
+            For cells without coordinates, or an unknown section.
+        """
+        self._require("diffusion")
+        k = self.n_neighbors if n_neighbors is None else positive_int("n_neighbors", n_neighbors)
+        adata = self.adata if adata is None else adata
+        if adata is None:
+            raise InvalidInputError("`adata`: the model was loaded without data; give the cells.")
+        observed, prior = self._observed_of(adata), self.module.prior
+        latent = (observed.state * prior.scale.cpu().numpy() + prior.shift.cpu().numpy())[:, :-1]
+        rows = np.arange(len(latent))
+        near = Surroundings(observed.scaled, observed.frame, rows, k)(observed.scaled, observed.frame, rows)[:, :k]
+        members = np.c_[rows, np.where(near < 0, rows[:, None], near)]
+        return np.concatenate([latent[members].mean(1), latent[members].std(1)], 1).astype(np.float32)
+
+
+def _shares(rates: np.ndarray) -> np.ndarray:
+    """What part of each gene's counts goes to each of the locations of a spot."""
+    rates = np.maximum(rates, 1e-12)
+    return rates / rates.sum(0)
+
+
+def _divided(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A multinomial draw for each gene, one binomial after the other."""
+    out, left = np.zeros(shares.shape, dtype=np.int64), counts.copy()
+    after = np.cumsum(shares[::-1], axis=0)[::-1]
+    for i in range(len(shares)):
+        out[i] = rng.binomial(left, np.clip(shares[i] / after[i], 0, 1))
+        left -= out[i]
+    return out

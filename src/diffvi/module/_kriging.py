@@ -1,0 +1,203 @@
+"""What locations say of a location between them: kriging from a few neighbours, and draws of the field it assumes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RANGES = (1.0, 4.0, 16.0)
+"""Ranges of the covariance that the fit starts from, in units of the distance between neighbours."""
+JITTER = 1e-5
+ROWS = 256
+"""Locations that are solved for at a time: a system for each of them and each feature is in memory."""
+
+
+@dataclass
+class LocalKriging:
+    r"""Simple kriging of several features from the locations around each (Vecchia 1988; Datta et al. 2016).
+
+    Feature :math:`j` is a Gaussian field of mean zero with the covariance
+
+    .. math:: k_j(s, s') = \sum_r a_{jr} \exp(-|M (s - s')| / \rho_r) + n_j [s = s'],
+
+    of which all features share the ranges :math:`\rho` and the metric :math:`M`, symmetric with determinant one, so that a tissue may change faster in one
+    direction. They are found by maximising the density of locations given their neighbours (the composite
+    likelihood of Vecchia), with neighbours hidden as they will be in use.
+
+    Parameters
+    ----------
+    log_ranges, log_amplitudes, log_nuggets
+        Of shapes ``(n_scales,)``, ``(n_kinds, n_scales)``, ``(n_kinds,)``.
+    metric
+        Logarithm of the metric, ``(n_dims, n_dims)``.
+    kinds
+        Which covariance each feature has, ``(n_features,)``: weak ones may share one.
+    """
+
+    log_ranges: np.ndarray
+    log_amplitudes: np.ndarray
+    log_nuggets: np.ndarray
+    metric: np.ndarray
+    kinds: np.ndarray
+
+    @classmethod
+    def fit(
+        cls,
+        values: np.ndarray,
+        scaled: np.ndarray,
+        targets: np.ndarray,
+        around: np.ndarray,
+        kinds: np.ndarray | None = None,
+        n_steps: int = 150,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> LocalKriging:
+        """Fit the covariance.
+
+        Parameters
+        ----------
+        values
+            Features of unit variance, ``(n, n_features)``.
+        scaled
+            Locations, ``(n, n_dims)``.
+        targets, around
+            Rows that are predicted, ``(m,)``, and the rows around each, ``(m, k)``, -1 for none.
+        kinds
+            As of the class; ``None`` for a covariance of its own for each feature.
+        n_steps, batch_size, seed
+            Of the optimiser.
+        """
+        n_dims = scaled.shape[1]
+        kinds = np.arange(values.shape[1]) if kinds is None else kinds
+        n_kinds = int(kinds.max()) + 1
+        parts = {
+            "log_ranges": torch.tensor(RANGES).log(),
+            "log_amplitudes": torch.full((n_kinds, len(RANGES)), math.log(0.5 / len(RANGES))),
+            "log_nuggets": torch.full((n_kinds,), math.log(0.5)),
+            "metric": torch.zeros(n_dims, n_dims),
+        }
+        for part in parts.values():
+            part.requires_grad_(True)
+        optimiser = torch.optim.Adam(parts.values(), lr=0.05)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, n_steps)
+        x, y = (torch.as_tensor(v, dtype=torch.float32) for v in (scaled, values))
+        rng = np.random.default_rng(seed)
+        with torch.enable_grad():
+            for _ in range(n_steps):
+                rows = rng.integers(len(targets), size=batch_size)
+                near = torch.as_tensor(around[rows])
+                present, near = near >= 0, near.clamp_min(0)
+                weights, variance = _solve(x[targets[rows]], x[near], present, *parts.values())
+                weights, variance = weights[:, kinds], variance[:, kinds]
+                error = y[targets[rows]] - torch.einsum("njk,nkj->nj", weights, y[near])
+                loss = 0.5 * (error.square() / variance + variance.log()).sum(1).mean()
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+        return cls(**{name: part.detach().numpy() for name, part in parts.items()}, kinds=kinds)
+
+    @property
+    def _tensors(self) -> Iterator[Tensor]:
+        return (torch.as_tensor(v) for v in (self.log_ranges, self.log_amplitudes, self.log_nuggets, self.metric))
+
+    def __call__(self, scaled: np.ndarray, near: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of the neighbours, ``(n, n_features, k)``, and the variance that is left, ``(n, n_features)``.
+
+        Parameters
+        ----------
+        scaled
+            Locations, ``(n, n_dims)``.
+        near, present
+            Locations around each, ``(n, k, n_dims)``, and which of them there are.
+        """
+        weights = np.empty((len(scaled), len(self.kinds), near.shape[1]), np.float32)
+        variance = np.empty(weights.shape[:2], np.float32)
+        with torch.no_grad():
+            for first in range(0, len(scaled), ROWS):
+                rows = slice(first, first + ROWS)
+                x, around = (torch.as_tensor(v[rows], dtype=torch.float32) for v in (scaled, near))
+                found = _solve(x, around, torch.as_tensor(present[rows]), *self._tensors)
+                weights[rows], variance[rows] = (v.numpy()[:, self.kinds] for v in found)
+        return weights, variance
+
+
+def _metric(log_metric: Tensor) -> Tensor:
+    """A symmetric matrix of determinant one."""
+    upper = log_metric.triu()
+    symmetric = upper + log_metric.triu(1).T
+    return torch.matrix_exp(symmetric - torch.eye(len(upper)) * upper.diagonal().mean())
+
+
+def _solve(
+    x: Tensor,
+    near: Tensor,
+    present: Tensor,
+    log_ranges: Tensor,
+    log_amplitudes: Tensor,
+    log_nuggets: Tensor,
+    log_metric: Tensor,
+) -> tuple[Tensor, Tensor]:
+    metric = _metric(log_metric)
+    x, near = x @ metric, near @ metric
+    amplitudes, nuggets, ranges = log_amplitudes.exp(), log_nuggets.exp(), log_ranges.exp()
+
+    def covariance(difference: Tensor) -> Tensor:
+        # The square root has no gradient at zero.
+        distance = difference.square().sum(-1).clamp_min(1e-20).sqrt()
+        return torch.einsum("n...r,jr->nj...", torch.exp(-distance[..., None] / ranges), amplitudes)
+
+    there = present[:, None].to(x)
+    between = covariance(near[:, :, None] - near[:, None]) * there[..., None] * there[:, :, None]
+    # A neighbour that is not there is independent of everything.
+    diagonal = torch.where(present[:, None], nuggets[None, :, None], torch.ones(())) + JITTER
+    to_centre = covariance(near - x[:, None]) * there
+    factor = torch.linalg.cholesky(between + torch.diag_embed(diagonal))
+    weights = torch.cholesky_solve(to_centre[..., None], factor)[..., 0]
+    variance = amplitudes.sum(1) + nuggets - (weights * to_centre).sum(-1)
+    return weights, variance.clamp_min(1e-4)
+
+
+class RandomField:
+    r"""A draw of the fields of :class:`LocalKriging`, without their nugget, that can be read at any location.
+
+    Random Fourier features (:cite:p:`Rahimi07`): the frequencies of :math:`\exp(-r / \rho)` follow a multivariate Cauchy distribution of scale
+    :math:`1 / \rho`.
+
+    Parameters
+    ----------
+    kriging
+        The covariance.
+    n_features
+        The first features that are drawn.
+    seed
+        Seed of the draw.
+    n_waves
+        Frequencies for each range.
+    """
+
+    def __init__(self, kriging: LocalKriging, n_features: int, seed: int, n_waves: int = 256) -> None:
+        rng = np.random.default_rng(seed)
+        n_scales, n_dims = len(kriging.log_ranges), len(kriging.metric)
+        shape = (n_scales, n_waves)
+        frequency = rng.normal(size=(*shape, n_dims)) / np.abs(rng.normal(size=(*shape, 1)))
+        frequency /= np.exp(kriging.log_ranges)[:, None, None]
+        metric = _metric(torch.as_tensor(kriging.metric)).numpy()
+        self.frequency = (frequency.reshape(-1, n_dims) @ metric).astype(np.float32)
+        self.phase = rng.uniform(0, 2 * np.pi, n_scales * n_waves).astype(np.float32)
+        amplitude = np.sqrt(2 / n_waves * np.exp(kriging.log_amplitudes[kriging.kinds[:n_features]]))
+        weight = rng.normal(size=(*shape, n_features)) * amplitude.T[:, None]
+        self.weight = weight.reshape(-1, n_features).astype(np.float32)
+
+    def __call__(self, scaled: np.ndarray, rows: int = 5000) -> np.ndarray:
+        """Values at locations, ``(n, n_features)``."""
+        parts = [
+            np.cos(scaled[first : first + rows].astype(np.float32) @ self.frequency.T + self.phase) @ self.weight
+            for first in range(0, len(scaled), rows)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, self.weight.shape[1]), np.float32)

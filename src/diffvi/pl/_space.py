@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from anndata import AnnData
+from matplotlib.figure import Figure
+
+from diffvi._exceptions import InvalidInputError, listed
+from diffvi.metrics import expression, log_normalise
+
+from ._style import finish
+
+
+def spatial(
+    adata: AnnData,
+    gene: str,
+    mean: AnnData | None = None,
+    sample: AnnData | None = None,
+    key: str = "imputed",
+    layer: str | None = None,
+    spatial_key: str = "spatial",
+    section_key: str | None = None,
+    section: str | None = None,
+    size: float | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Figure | None:
+    """A gene in a tissue: measured, expected and in one sample, side by side and on one scale.
+
+    Parameters
+    ----------
+    adata
+        Measured cells, raw counts.
+    gene
+        Name of the gene.
+    mean, sample
+        Results of :meth:`~diffvi.model.SpatialDiffusion.generate_at_location` with and without ``return_mean``; ``None`` for what
+        :meth:`~diffvi.model.SpatialDiffusion.impute_region` has written into ``adata``.
+    key
+        Its ``key_added``.
+    layer
+        Layer of ``adata`` with the counts; ``None`` for ``X``.
+    spatial_key
+        Key of ``obsm`` with the coordinates; the first two are drawn.
+    section_key, section
+        Column of ``obs`` with the sections, and the one to draw; ``None`` for all.
+    size
+        Size of a dot; ``None`` for one that fits.
+    show, save
+        As in :func:`umap`.
+
+    Raises
+    ------
+    InvalidInputError
+        If the gene, the coordinates, the section or the imputed layers are not there.
+    """
+    if gene not in adata.var_names:
+        raise InvalidInputError(f"`gene`: {gene!r} is not in adata.var_names, {listed(adata.var_names, 5)}.")
+    j = adata.var_names.get_loc(gene)
+    panels: list[tuple[str, Any, np.ndarray]] = [
+        ("measured", adata, log_normalise(adata.X if layer is None else adata.layers[layer])[:, j])
+    ]
+    for name, cells, written in (("mean", mean, f"{key}_mean"), ("sample", sample, f"{key}_sample")):
+        if cells is not None:
+            panels.append((name, cells, expression(cells)[:, cells.var_names.get_loc(gene)]))
+        elif written in adata.layers:
+            values = adata.layers[written]
+            panels.append((name, adata, np.asarray(values[:, j]) if name == "mean" else log_normalise(values)[:, j]))
+        else:
+            raise InvalidInputError(
+                f"`{name}` is not given, and adata.layers has no {written!r}: call `impute_region` first."
+            )
+    limit = max(float(np.quantile(panels[0][2], 0.99)), 1e-6)
+    fig, axs = plt.subplots(1, 3, figsize=(11.5, 3.6), layout="constrained", sharex=True, sharey=True)
+    for ax, (name, cells, values) in zip(axs, panels, strict=True):
+        if spatial_key not in cells.obsm:
+            raise InvalidInputError(f"`spatial_key`: obsm has no {spatial_key!r}; it has {listed(cells.obsm)}.")
+        kept = np.ones(cells.n_obs, dtype=bool)
+        if section is not None:
+            if section_key is None or section_key not in cells.obs:
+                raise InvalidInputError(f"`section_key`: obs has no column {section_key!r}, and `section` needs it.")
+            kept = cells.obs[section_key].astype(str).to_numpy() == str(section)
+            if not kept.any():
+                raise InvalidInputError(f"`section`: no cell is in {section!r}.")
+        where = np.asarray(cells.obsm[spatial_key])[kept]
+        dots = ax.scatter(
+            where[:, 0],
+            where[:, 1],
+            c=values[kept],
+            s=size or min(40.0, max(1.0, 12_000 / max(kept.sum(), 1))),
+            cmap="viridis",
+            vmin=0,
+            vmax=limit,
+            linewidths=0,
+            rasterized=True,
+        )
+        ax.set(title=f"{gene}, {name}", xticks=[], yticks=[], aspect="equal")
+    fig.colorbar(dots, ax=axs, label="log-normalised", shrink=0.8)
+    return finish(fig, show, save)

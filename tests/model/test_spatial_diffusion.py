@@ -1,0 +1,433 @@
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+import torch
+from scipy import sparse
+
+from diffvi import InvalidInputError, NotTrainedError
+from diffvi.datasets import simulate_tissue
+from diffvi.metrics import energy_distance, feature_correlation, log_normalise, moran_i, variance_ratio
+from diffvi.model import SpatialDiffusion
+from tests.conftest import QUIET
+
+SMALL = {"n_hidden": 64, "n_latent": 5, "denoiser_kwargs": {"width": 32, "depth": 2}, "n_neighbors": 8}
+FAST = {"plan_kwargs": {"lr": 3e-3, "dispersion_lr": 0.04}, "batch_size": 64, **QUIET}
+
+
+class QuickSpatial(SpatialDiffusion):
+    """With a short fit of the covariance."""
+
+    KRIGING_STEPS = 60
+
+
+def fit(adata, setup=None, epochs=(60, 25), **kwargs):
+    scvi.settings.seed = 0
+    torch.set_num_threads(1)
+    QuickSpatial.setup_anndata(adata, **(setup or {}))
+    model = QuickSpatial(adata, **{**SMALL, **kwargs})
+    model.train(max_epochs=epochs[0], max_epochs_diffusion=epochs[1], **FAST)
+    return model
+
+
+class BriefSpatial(SpatialDiffusion):
+    KRIGING_STEPS = 2
+
+
+def brief(adata, setup=None, **kwargs):
+    """A model that has run, for tests of form alone."""
+    scvi.settings.seed = 0
+    BriefSpatial.setup_anndata(adata, **(setup or {}))
+    small = {
+        "n_hidden": 16,
+        "n_latent": 4,
+        "denoiser_kwargs": {"width": 16, "depth": 1, "n_heads": 2},
+        "n_neighbors": 5,
+    }
+    model = BriefSpatial(adata, **{**small, **kwargs})
+    model.train(max_epochs=1, max_epochs_diffusion=1, **FAST)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tissue():
+    """A simulated section with a known field, and a fifth of it to hide."""
+    adata = simulate_tissue(900, 50, seed=0)
+    adata.obs["hidden"] = np.random.default_rng(0).random(900) < 0.2
+    return adata
+
+
+@pytest.fixture(scope="session")
+def mapped(tissue):
+    """A model of what is not hidden; tests must not change it."""
+    return fit(tissue[~tissue.obs["hidden"]].copy(), {"labels_key": "cell_type"})
+
+
+@pytest.fixture(scope="session")
+def sections():
+    """A brief model of two sections with frames of their own."""
+    adata = simulate_tissue(80, 20, n_sections=2, seed=1)
+    adata.obsm["spatial"][80:] *= 100
+    return brief(adata, {"section_key": "section", "batch_key": "section"})
+
+
+@pytest.fixture(scope="session")
+def block():
+    """A brief model of a block of aligned planes."""
+    adata = simulate_tissue(60, 20, n_sections=4, n_dims=3, seed=1)
+    return brief(adata)
+
+
+# ---------------------------------------------------------------- quality
+
+
+def test_expected_expression_agrees_with_the_known_field(mapped, tissue):
+    hidden = tissue[tissue.obs["hidden"]]
+    mean = mapped.generate_at_location(hidden.obsm["spatial"], return_mean=True, seed=0)
+    truth = np.log1p(1e4 * hidden.layers["expected"])
+    ours = np.nanmean(feature_correlation(truth, mean.X))
+    seen = tissue[~tissue.obs["hidden"]]
+    distance = np.linalg.norm(hidden.obsm["spatial"][:, None] - seen.obsm["spatial"], axis=2)
+    nearest = log_normalise(seen.X)[np.argsort(distance, axis=1)[:, :10]].mean(1)
+    assert ours > np.nanmean(feature_correlation(truth, nearest))
+    assert ours > 0.75
+
+
+def test_one_sample_has_the_structure_and_the_spread_of_the_tissue(mapped, tissue):
+    hidden = tissue[tissue.obs["hidden"]]
+    where, real = hidden.obsm["spatial"], log_normalise(hidden.X)
+    sample = log_normalise(mapped.generate_at_location(where, seed=0).X)
+    mean = mapped.generate_at_location(where, return_mean=True, seed=0).X
+    assert abs(moran_i(sample, where).mean() - moran_i(real, where).mean()) < 0.06
+    assert moran_i(mean, where).mean() > moran_i(real, where).mean() + 0.2
+    assert 0.75 < variance_ratio(real, sample) < 1.25
+    assert energy_distance(sample, real) < 0.5 * energy_distance(mean, real)
+
+
+def test_intervals_hold_what_was_measured(mapped, tissue):
+    hidden = tissue[tissue.obs["hidden"]]
+    told = mapped.generate_at_location(hidden.obsm["spatial"], n_samples=40, return_mean=True, seed=0)
+    real = log_normalise(hidden.X)
+    inside = (real >= told.layers["lower"]) & (real <= told.layers["upper"])
+    assert 0.83 < inside.mean() < 0.97
+    assert (told.layers["sd"] >= 0).all()
+    assert (told.layers["lower"] <= told.layers["upper"]).all()
+
+
+def test_far_away_nothing_is_known_but_what_is_usual(mapped, tissue):
+    with pytest.warns(UserWarning, match=r"`coordinates`: 1 of 2 locations are further from the tissue than ten times"):
+        cells = mapped.generate_at_location([[15.0, 15.0], [5e4, 0.0]], seed=0)
+    assert cells.obs["far_outside"].tolist() == [False, True]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mean = mapped.generate_at_location([[5e4, 0.0]], return_mean=True).X[0]
+    usual = log_normalise(tissue[~tissue.obs["hidden"]].X).mean(0)
+    np.testing.assert_allclose(mean, usual, atol=0.1)
+
+
+def test_draws_of_near_places_agree_more_than_those_of_far_ones(mapped):
+    pairs = np.array([[3.0, 3.0], [3.05, 3.0], [25.0, 25.0]])
+    state = mapped.generate_at_location(pairs, n_samples=150, seed=0).obsm["X_latent"].reshape(3, 150, -1)
+    state = state - state.mean(1, keepdims=True)
+
+    def agreement(a, b):
+        return np.mean([np.corrcoef(state[a, :, j], state[b, :, j])[0, 1] for j in range(state.shape[2])])
+
+    assert agreement(0, 1) > agreement(0, 2) + 0.02
+    assert abs(agreement(0, 2)) < 0.1
+
+
+def test_a_condition_guides_what_is_drawn(mapped):
+    where = np.random.default_rng(1).uniform(2, 28, (150, 2))
+    shares = {}
+    labels = mapped.adata.obs["cell_type"].to_numpy(str)
+    known = mapped.get_latent_representation()
+    for kind in ("type_0", "type_1"):
+        cells = mapped.generate_at_location(where, conditions={"cell_type": kind}, guidance_scale=2.0, seed=0)
+        assert set(cells.obs["cell_type"]) == {kind}
+        near = np.linalg.norm(cells.obsm["X_latent"][:, None] - known, axis=2).argmin(1)
+        shares[kind] = (labels[near] == kind).mean()
+    assert min(shares.values()) > 0.6
+
+
+# ---------------------------------------------------------------- form
+
+
+def test_results_do_not_depend_on_the_batch_size(mapped):
+    where = [[float(i), 4.0] for i in range(7)]
+    a, b = (mapped.generate_at_location(where, n_samples=2, seed=3, batch_size=size) for size in (2048, 3))
+    np.testing.assert_allclose(a.obsm["X_latent"], b.obsm["X_latent"], atol=1e-4)
+    assert a.obs["sample"].tolist() == [0, 1] * 7
+    np.testing.assert_allclose(a.obsm["spatial"], np.repeat(where, 2, axis=0))
+    assert (a.X != mapped.generate_at_location(where, n_samples=2, seed=4).X).nnz > 0
+    means = [mapped.generate_at_location(where, return_mean=True, batch_size=size).X for size in (2048, 3)]
+    np.testing.assert_allclose(*means, atol=1e-4)
+
+
+def test_mean_alone_has_no_spread(mapped):
+    told = mapped.generate_at_location([[4.0, 4.0]], n_samples=3, return_mean=True, seed=0)
+    assert list(told.layers) == []
+    assert told.uns["log1p"] == {"base": None}
+
+
+def test_imputing_does_not_look_at_what_it_fills_in(mapped, tissue):
+    region = tissue.copy()
+    region.obs["gone"] = np.linalg.norm(region.obsm["spatial"] - 15, axis=1) < 4
+    gone = region.obs["gone"].to_numpy()
+    mapped.impute_region(region, "gone", n_samples=12, seed=0)
+    other = tissue.copy()
+    # A region with other counts, and none in some cells, comes out the same.
+    other.X = sparse.diags((~gone).astype(np.float32)).tocsr() @ other.X
+    again = mapped.impute_region(other, gone, n_samples=12, seed=0, copy=True)
+    for name in ("mean", "sd", "sample"):
+        layer, same = (a.layers[f"imputed_{name}"][gone] for a in (region, again))
+        if name == "sample":
+            assert (layer != same).nnz == 0
+            assert (region.layers["imputed_sample"][~gone] != tissue.X[~gone]).nnz == 0
+        else:
+            np.testing.assert_allclose(layer, same, atol=1e-4)
+    assert "imputed_mean" not in other.layers
+    np.testing.assert_allclose(region.layers["imputed_mean"][~gone], log_normalise(tissue.X)[~gone], atol=1e-5)
+    assert (region.layers["imputed_sd"][gone] > 0).mean() > 0.9
+    assert region.uns["imputed"]["n_imputed"] == gone.sum()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ("nowhere", "`mask`: adata.obs has no column 'nowhere'"),
+        (None, "`mask` must hold True or False for each of the 900 cells, .* got None"),
+        (np.zeros(900, bool), "`mask` hides 0 of 900 cells; some must be hidden and some seen"),
+        (np.ones(5, bool), r"`mask` must hold True or False for each of the 900 cells, .* got shape \(5,\)"),
+    ],
+)
+def test_bad_masks_get_a_sentence(mapped, tissue, mask, message):
+    with pytest.raises(InvalidInputError, match=message):
+        mapped.impute_region(tissue, mask)
+
+
+@pytest.mark.parametrize("method", ["diffusion", "kriging", "nearest"])
+def test_locations_sum_to_their_spot(mapped, method):
+    spots = mapped.adata[:40].copy()
+    offsets = np.array([[0.1, 0.1], [-0.1, 0.1], [0.1, -0.1]])
+    where = (spots.obsm["spatial"][:, None] + offsets).reshape(-1, 2)
+    fine = mapped.super_resolution(spots, where, method=method, n_samples=2, seed=0)
+    assert fine.obs["spot"].tolist() == np.repeat(spots.obs_names, 3).tolist()
+    counts = spots.X.toarray()
+    np.testing.assert_array_equal(fine.X.toarray().reshape(40, 3, -1).sum(1), counts)
+    np.testing.assert_allclose(fine.layers["mean"].reshape(40, 3, -1).sum(1), counts, rtol=1e-4)
+    parts = fine.layers["mean"].reshape(40, 3, -1).std(1)[counts > 5]
+    assert (parts < 1e-4).all() if method == "nearest" else (parts > 0).mean() > 0.9
+
+
+def test_sections_have_frames_of_their_own(sections):
+    places = sections.adata.obsm["spatial"]
+    cells = sections.generate_at_location(places[:3], ["section_0"] * 3, seed=0)
+    assert set(cells.obs["section"]) == {"section_0"}
+    observed = sections._own_observed()
+    frame = sections._sections_of(["section_1"] * 4, 4)
+    from diffvi.module import Frames, Surroundings
+
+    scaled = Frames(**sections.frames_).scaled(places[80:84], frame)
+    look = Surroundings(observed.scaled, observed.frame, np.arange(len(observed.frame)), 5)
+    near = look(scaled, frame)
+    assert set(observed.frame[near[near >= 0]]) == {1}
+    # In the units of its own frame a section is like the other.
+    assert (
+        np.abs(
+            np.ptp(observed.scaled[observed.frame == 0], 0) / np.ptp(observed.scaled[observed.frame == 1], 0) - 1
+        ).max()
+        < 0.5
+    )
+    with pytest.raises(InvalidInputError, match=r"`section` must name one of the model's sections, .* got None"):
+        sections.generate_at_location(places[:3])
+    with pytest.raises(InvalidInputError, match=r"`section` must name .* got 'section_9'"):
+        sections.generate_at_location(places[:3], "section_9")
+    with pytest.raises(InvalidInputError, match="`section` has 2 values for 3 locations"):
+        sections.generate_at_location(places[:3], ["section_0", "section_1"])
+
+
+def test_a_plane_between_measured_ones(block):
+    plane = block.reconstruct_section(1.5, n_samples=2, seed=0)
+    assert plane.n_obs == 120
+    assert (plane.obsm["spatial"][:, 2] == 1.5).all()
+    chosen = block.reconstruct_section(2.0, coordinates=[[1.0, 1.0], [2.0, 3.0]], return_mean=True)
+    assert chosen.shape == (2, 20)
+    masks = list(
+        block._masked(block._own_observed().scaled, np.zeros(240, int), np.arange(240), np.random.default_rng(0))
+    )
+    z = block.adata.obsm["spatial"][:, 2]
+    whole = [hidden for _, hidden in masks if any((hidden == (z == level)).all() for level in range(4))]
+    assert len(whole) >= len(masks) // 3
+
+
+def test_planes_need_three_dimensions(mapped):
+    with pytest.raises(InvalidInputError, match="`z`: the model's coordinates have 2 dimensions"):
+        mapped.reconstruct_section(1.0)
+
+
+def test_niches_tell_what_is_around(mapped, tissue):
+    niche = mapped.get_niche_representation(n_neighbors=10)
+    assert niche.shape == (mapped.adata.n_obs, 10)
+    field = mapped.adata.obsm["field"]
+    latent = mapped.get_latent_representation()
+
+    def told(x):
+        x = np.c_[x, np.ones(len(x))]
+        left = field - x @ np.linalg.lstsq(x, field, rcond=None)[0]
+        return 1 - left.var() / field.var()
+
+    assert told(niche) > told(latent) + 0.03
+
+
+def test_annotate_denoise_and_generate_work_as_in_other_models(mapped, tissue):
+    cells = mapped.adata[:20].copy()
+    mapped.annotate(cells)
+    assert np.isfinite(cells.obs["diffvi_log_prob"]).all()
+    assert mapped.generate(5, {"cell_type": "type_1"}, seed=0).n_obs == 5
+    assert "denoised" in mapped.denoise(cells, copy=True).layers
+
+
+def test_saved_models_work_without_data(mapped, tmp_path):
+    mapped.save(str(tmp_path / "model"))
+    loaded = QuickSpatial.load(str(tmp_path / "model"))
+    where = [[3.0, 4.0], [10.0, 2.0]]
+    a, b = (m.generate_at_location(where, n_samples=2, seed=0) for m in (mapped, loaded))
+    assert (a.X != b.X).nnz == 0
+    np.testing.assert_allclose(
+        *(m.generate_at_location(where, return_mean=True).X for m in (mapped, loaded)), atol=1e-5
+    )
+    for call in (loaded.impute_region, loaded.get_niche_representation, lambda: loaded.super_resolution(None, where)):
+        with pytest.raises(InvalidInputError, match="`adata`: the model was loaded without data"):
+            call()
+
+
+def test_from_scvi_model(tissue):
+    adata = tissue[:200].copy()
+    scvi.model.SCVI.setup_anndata(adata)
+    vae = scvi.model.SCVI(adata, n_hidden=16, n_latent=4)
+    vae.train(max_epochs=1, **QUIET)
+    model = BriefSpatial.from_scvi_model(vae, denoiser_kwargs={"width": 16, "depth": 1, "n_heads": 2}, n_neighbors=4)
+    model.train_diffusion(max_epochs=1, **QUIET)
+    assert model.generate_at_location([[1.0, 1.0]], seed=0).n_obs == 1
+
+
+def test_query_sections_are_added_by_surgery(sections):
+    query = simulate_tissue(60, 20, seed=5)
+    query.obs["section"] = pd.Categorical(["new"] * 60)
+    model = BriefSpatial.load_query_data(query, sections)
+    model.train(max_epochs=1, max_epochs_diffusion=1, **FAST)
+    cells = model.generate_at_location(query.obsm["spatial"][:4], "new", seed=0)
+    assert set(cells.obs["section"]) == {"new"}
+
+
+def test_hidden_cells_reach_nothing(tissue):
+    """What the test split holds changes no number of the model."""
+    models = []
+    for change in (False, True):
+        adata = tissue[:300].copy()
+        test = np.arange(250, 300)
+        if change:
+            adata.X = sparse.diags(np.where(np.arange(300) < 250, 1.0, 2.0).astype(np.float32)).tocsr() @ adata.X
+            adata.obsm["spatial"][test] += 7
+        scvi.settings.seed = 0
+        BriefSpatial.setup_anndata(adata)
+        model = BriefSpatial(adata, n_hidden=16, n_latent=4, denoiser_kwargs={"width": 16, "depth": 1, "n_heads": 2})
+        split = {"external_indexing": [np.arange(220), np.arange(220, 250), test]}
+        model.train(max_epochs=2, max_epochs_diffusion=2, datasplitter_kwargs=split, **FAST)
+        models.append(model)
+    a, b = (m.generate_at_location([[5.0, 5.0], [9.0, 3.0]], n_samples=12, return_mean=True, seed=0) for m in models)
+    np.testing.assert_allclose(a.X, b.X, atol=1e-5)
+    np.testing.assert_allclose(a.layers["sd"], b.layers["sd"], atol=1e-5)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.obsm.pop("spatial"), "`spatial_key`: adata.obsm has no 'spatial'; it has"),
+        (
+            lambda a: a.obsm.update(spatial=np.ones((60, 4))),
+            r"must have a row for each location and 2 or 3 columns; got the shape \(60, 4\)",
+        ),
+        (lambda a: a.obsm["spatial"].__setitem__((3, 0), np.nan), "has NaN or infinite values for 1 of 60 locations"),
+        (lambda a: a.obsm.update(spatial=np.full((60, 2), "x")), "must hold numbers"),
+        (
+            lambda a: a.obs.__setitem__("section", ["a"] * 55 + ["b"] * 5),
+            r"the sections 'b' have fewer than 10 locations",
+        ),
+        (
+            lambda a: a.obs.__setitem__("section", ["a"] * 59 + [None]),
+            r"adata.obs\['section'\] has no value \(NaN\) for 1 of 60",
+        ),
+    ],
+)
+def test_bad_coordinates_get_a_sentence(change, message):
+    adata = simulate_tissue(60, 10, seed=0)
+    change(adata)
+    with pytest.raises(InvalidInputError, match=message):
+        SpatialDiffusion.setup_anndata(adata, section_key="section")
+
+
+def test_shared_locations_are_pointed_out():
+    adata = simulate_tissue(60, 10, seed=0)
+    adata.obsm["spatial"][1] = adata.obsm["spatial"][0]
+    with pytest.warns(UserWarning, match="2 of 60 cells share their location with another cell"):
+        SpatialDiffusion.setup_anndata(adata)
+    adata.obsm["spatial"][:30] = adata.obsm["spatial"][30:]
+    del adata.obs["section"]
+    with pytest.warns(UserWarning, match="name the column that tells them apart with `section_key`"):
+        SpatialDiffusion.setup_anndata(adata)
+
+
+def test_sections_on_one_another_are_pointed_out():
+    adata = simulate_tissue(60, 10, n_sections=2, seed=0)
+    with pytest.warns(
+        UserWarning, match="`section_key` is not given, but the groups of adata.obs\\['section'\\] lie on one another"
+    ):
+        SpatialDiffusion.setup_anndata(adata)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SpatialDiffusion.setup_anndata(adata, section_key="section")
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "message"),
+    [
+        (
+            [[1.0, 2.0, 3.0]],
+            r"`coordinates` must have a row for each location and 2 columns, as the model's have; got the shape \(1, 3\)",
+        ),
+        ([1.0, 2.0], r"got the shape \(2,\)"),
+        ([[np.nan, 2.0]], "`coordinates` has NaN or infinite values for 1 of 1 locations"),
+        ([["a", "b"]], "`coordinates` must hold numbers"),
+    ],
+)
+def test_bad_locations_get_a_sentence(mapped, coordinates, message):
+    with pytest.raises(InvalidInputError, match=message):
+        mapped.generate_at_location(coordinates)
+
+
+def test_other_bad_arguments_get_a_sentence(mapped, tissue):
+    where = [[1.0, 1.0]]
+    for kwargs, message in (
+        ({"section": "a"}, "`section`: the model has no `section_key`; got 'a'"),
+        ({"n_samples": 0}, "`n_samples` must be a whole number of at least 1"),
+        ({"conditions": {"cell_type": "none"}}, "unknown value 'none'"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            mapped.generate_at_location(where, **kwargs)
+    with pytest.raises(
+        InvalidInputError, match="`method` must be one of 'diffusion', 'kriging', 'nearest'; got 'magic'"
+    ):
+        mapped.super_resolution(None, where, method="magic")
+    with pytest.raises(InvalidInputError, match="`n_neighbors` must be a whole number"):
+        QuickSpatial(mapped.adata, n_neighbors=0)
+    adata = tissue[:50].copy()
+    SpatialDiffusion.setup_anndata(adata)
+    with pytest.raises(NotTrainedError, match="diffusion stage"):
+        SpatialDiffusion(adata).generate_at_location(where)
