@@ -7,7 +7,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 import diffvi
-from diffvi.benchmark import IndependentNB, KernelRidgeTranslation, split_cells
+from diffvi.benchmark import IDW, GPSpace, IndependentNB, KernelRidgeTranslation, split_cells
 from diffvi.benchmark._options import Options
 from diffvi.benchmark._tasks import find_task
 from diffvi.metrics import (
@@ -17,6 +17,7 @@ from diffvi.metrics import (
     feature_correlation,
     interval_coverage,
     log_normalise,
+    moran_i,
 )
 from tests.conftest import QUIET
 
@@ -107,3 +108,25 @@ def test_a_time_that_was_left_out_is_predicted_better_than_by_its_neighbours(dat
     points = {t: pca.transform(x) for t, x in logged.items()}
     ours = energy_distance(pca.transform(log_normalise(future.X)), points[4])
     assert ours < 0.8 * min(energy_distance(points[t], points[4]) for t in (3, 5))
+
+
+def test_locations_that_were_left_out_are_predicted_better_than_by_smoothers(data_folder):
+    adata = ad.read_h5ad(data_folder / "starmap_mpfc.h5ad")
+    adata = adata[adata.obs["batch"].astype(str) != "2"].copy()
+    sections, places = adata.obs["batch"].to_numpy(str), np.asarray(adata.obsm["spatial"], float)
+    hidden = np.random.default_rng(0).random(adata.n_obs) < 0.2
+    train = adata[~hidden].copy()
+    diffvi.model.SpatialDiffusion.setup_anndata(train, section_key="batch", batch_key="batch")
+    model = diffvi.model.SpatialDiffusion(train)
+    model.train(max_epochs=60, max_epochs_diffusion=6, **QUIET)
+    mean = model.generate_at_location(places[hidden], sections[hidden], return_mean=True).X
+    sample = log_normalise(model.generate_at_location(places[hidden], sections[hidden], seed=0).X)
+    values = log_normalise(adata.X)
+    for section in ("0", "1"):
+        seen, asked, held = ~hidden & (sections == section), sections[hidden] == section, hidden & (sections == section)
+        ours = np.nanmean(feature_correlation(values[held], mean[asked]))
+        for baseline in (IDW(), GPSpace()):
+            baseline.fit(places[seen], values[seen])
+            assert ours > np.nanmean(feature_correlation(values[held], baseline.predict(places[held]))) - 0.005
+        real = moran_i(values[held], places[held])
+        assert abs(np.nanmean(moran_i(sample[asked], places[held])) - np.nanmean(real)) < 0.05
