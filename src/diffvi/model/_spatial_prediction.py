@@ -26,6 +26,8 @@ from ._spatial_setup import coordinates_of, read_coordinates
 from ._spatial_training import SpatialTrainingMixin
 
 INTERVAL = (0.05, 0.95)
+MAX_HELD = 50_000_000
+"""Values of draws that are held at a time to tell their quantiles."""
 MIN_SAMPLES = 10
 """Samples from which standard deviations and intervals are told."""
 
@@ -300,6 +302,9 @@ class SpatialPredictionMixin(SpatialTrainingMixin):
             codes[:, self.vocabulary.columns[self.section_key].start] = frame
         look = Surroundings(observed.scaled, observed.frame, np.arange(len(observed.frame)), self.n_neighbors)
         how = (sampler, n_steps, scales)
+        if return_mean:
+            # All draws of a batch are held at once.
+            batch_size = max(1, min(batch_size, MAX_HELD // (n_samples * len(self.get_var_names()))))
         parts = []
         for first in track(
             range(0, len(points), batch_size), description="Generating", style="tqdm", disable=not show_progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +31,7 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
         coordinates: np.ndarray | Sequence[Sequence[float]],
         section: str | Sequence[str] | None = None,
         method: Literal["diffusion", "kriging", "nearest"] = "diffusion",
-        n_samples: int = 20,
+        n_samples: int = 10,
         seed: int | None = None,
         **kwargs: Any,
     ) -> AnnData:
@@ -79,21 +79,25 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
         frame = self._sections_of(section, len(points))
         observed = self._observed_of(adata)
         spot = self._spots(observed, points, frame)
-        rates = self._rates(observed, points, frame, method, n_samples, seed, kwargs)
-        own = self._counts_of(adata)
-        rng = np.random.default_rng(keyed_seed(seed, "spots"))
-        drawn = np.zeros(rates[0].shape, dtype=np.int32)
-        expected = np.zeros(rates[0].shape, dtype=np.float32)
-        for s in np.unique(spot):
-            rows = np.flatnonzero(spot == s)
-            counts = own[s].toarray().ravel()
-            drawn[rows] = _divided(counts.astype(np.int64), _shares(rates[0][rows]), rng)
-            expected[rows] = counts * np.mean([_shares(rate[rows]) for rate in rates], axis=0)
+        own, members = self._counts_of(adata), [(s, np.flatnonzero(spot == s)) for s in np.unique(spot)]
+        drawn: list[sparse.csr_matrix] = []
+        expected = np.zeros((len(points), own.shape[1]), dtype=np.float32)
+        n_tables = n_samples if method == "diffusion" else 1
+        for rates in self._rates(observed, points, frame, method, n_tables, seed, kwargs):
+            for _, rows in members:
+                rates[rows] = _shares(rates[rows])
+            if not drawn:
+                rng = np.random.default_rng(keyed_seed(seed, "spots"))
+                drawn = [_divided(own[s].toarray().ravel().astype(np.int64), rates[rows], rng) for s, rows in members]
+            expected += rates / n_tables
+        for s, rows in members:
+            expected[rows] *= own[s].toarray().ravel()
+        order = np.argsort(np.concatenate([rows for _, rows in members]))
         obs = pd.DataFrame({"spot": adata.obs_names.to_numpy()[spot]}, index=pd.RangeIndex(len(points)).astype(str))
         if self.section_key is not None:
             obs[self.section_key] = np.array((self.frames_ or {})["names"], dtype=object)[frame]
         result = AnnData(
-            X=sparse.csr_matrix(drawn),
+            X=sparse.vstack(drawn, format="csr")[order],
             obs=obs,
             var=pd.DataFrame(index=pd.Index(self.get_var_names())),
             layers={"mean": expected},
@@ -126,10 +130,11 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
         n_samples: int,
         seed: int,
         kwargs: Any,
-    ) -> list[np.ndarray]:
-        """Predicted rates of the genes at locations, one table a draw."""
+    ) -> Iterator[np.ndarray]:
+        """Predicted rates of the genes at locations, one table a draw, and one at a time as they are large."""
         if method == "nearest":
-            return [np.ones((len(points), len(self.get_var_names())), np.float32)]
+            yield np.ones((len(points), len(self.get_var_names())), np.float32)
+            return
         arguments = {
             "conditions": None,
             "guidance_scale": 1.0,
@@ -138,12 +143,14 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
             "batch_size": 2048,
             **kwargs,
         }
-        arguments |= {"n_samples": n_samples if method == "diffusion" else 1, "seed": seed}
-        cells = self._at(observed, points, frame, return_mean=method == "kriging", **arguments)
-        if method == "kriging":
-            return [np.expm1(cells.X)]
-        rates = cells.layers["normalized"] * cells.obs["library_size"].to_numpy()[:, None]
-        return list(rates.reshape(len(points), n_samples, -1).transpose(1, 0, 2))
+        for sample in range(n_samples):
+            own_seed = seed if sample == 0 else keyed_seed(seed, sample, "resolution") % 2**63
+            mean = method == "kriging"
+            cells = self._at(observed, points, frame, n_samples=1, return_mean=mean, seed=own_seed, **arguments)
+            if mean:
+                yield np.expm1(cells.X)
+            else:
+                yield cells.layers["normalized"] * cells.obs["library_size"].to_numpy()[:, None]
 
     def get_niche_representation(self, adata: AnnData | None = None, n_neighbors: int | None = None) -> np.ndarray:
         """What is around each cell: mean and standard deviation of the latents of the cell and its neighbours.
@@ -183,11 +190,11 @@ def _shares(rates: np.ndarray) -> np.ndarray:
     return rates / rates.sum(0)
 
 
-def _divided(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _divided(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> sparse.csr_matrix:
     """A multinomial draw for each gene, one binomial after the other."""
-    out, left = np.zeros(shares.shape, dtype=np.int64), counts.copy()
+    out, left = np.zeros(shares.shape, dtype=np.int32), counts.copy()
     after = np.cumsum(shares[::-1], axis=0)[::-1]
     for i in range(len(shares)):
         out[i] = rng.binomial(left, np.clip(shares[i] / after[i], 0, 1))
         left -= out[i]
-    return out
+    return sparse.csr_matrix(out)
