@@ -3,6 +3,7 @@
     python benchmarks/spatial.py locations DATA_FOLDER osmfish|starmap|her2st --mask random|disc [--distinct] [--seeds 0 1]
     python benchmarks/spatial.py resolution DATA_FOLDER her2st|starmap
     python benchmarks/spatial.py sections DATA_FOLDER [--patients A B]
+    python benchmarks/spatial.py decoder DATA_FOLDER osmfish|starmap|her2st [--model-kwargs '{"n_latent": 10}'] [--kl-weight 1]
     python benchmarks/spatial.py simulated [--seeds 0 1]
     python benchmarks/spatial.py speed DATA_FOLDER
 
@@ -122,6 +123,23 @@ def locations(options: argparse.Namespace) -> pd.DataFrame:
         "sample_ms": 1e3 * took / len(where),
     }
     return pd.DataFrame(rows).T
+
+
+def decoder(options: argparse.Namespace) -> pd.DataFrame:
+    """What the VAE alone loses: hidden cells encoded, drawn from their posteriors and decoded."""
+    adata, key = tissue(options.folder, options.tissue)
+    sections, places = sections_of(adata, key), np.asarray(adata.obsm["spatial"], float)
+    hidden = mask(places, sections, options.mask, seed=options.seed)
+    scvi.settings.seed = options.seed
+    seen, held = adata[~hidden].copy(), adata[hidden].copy()
+    SpatialDiffusion.setup_anndata(seen, section_key=key, batch_key=key)
+    model = SpatialDiffusion(seen, **json.loads(options.model_kwargs))
+    plan = {} if options.kl_weight is None else {"plan_kwargs": {"max_kl_weight": options.kl_weight}}
+    model.train_vae(enable_progress_bar=False, accelerator="cpu", **plan)
+    counts = model.posterior_predictive_sample(held)
+    sample = log_normalise(counts.to_scipy_sparse() if hasattr(counts, "to_scipy_sparse") else counts)
+    real = log_normalise(held.X)
+    return pd.DataFrame({"posterior draws": score(real, sample, sample, places[hidden], sections[hidden])}).T
 
 
 def binned(adata: ad.AnnData, sections: np.ndarray, width: float, seed: int = 0) -> tuple[ad.AnnData, ad.AnnData]:
@@ -272,7 +290,7 @@ def speed(options: argparse.Namespace) -> pd.DataFrame:
 def main() -> None:
     """Run one of the benchmarks and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["locations", "resolution", "sections", "simulated", "speed"])
+    parser.add_argument("what", choices=["locations", "decoder", "resolution", "sections", "simulated", "speed"])
     parser.add_argument("folder", nargs="?", help="folder with the data")
     parser.add_argument("tissue", nargs="?", choices=list(FILES))
     parser.add_argument("--mask", choices=["random", "disc"], default="random")
@@ -280,10 +298,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--model-kwargs", default="{}")
     parser.add_argument("--train-kwargs", default="{}")
+    parser.add_argument("--kl-weight", type=float, help="decoder: weight of the prior of the VAE")
     parser.add_argument("--csv")
     options = parser.parse_args()
     run = {
         "locations": locations,
+        "decoder": decoder,
         "resolution": resolution,
         "sections": sections,
         "simulated": simulated,
