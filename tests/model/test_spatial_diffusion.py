@@ -222,6 +222,34 @@ def test_locations_sum_to_their_spot(mapped, method):
     assert (parts < 1e-4).all() if method == "nearest" else (parts > 0).mean() > 0.9
 
 
+def test_finer_locations_do_not_depend_on_the_batch_size(mapped):
+    spots = mapped.adata[:12].copy()
+    where = np.concatenate([spots.obsm["spatial"] + 0.1, spots.obsm["spatial"] - 0.1])
+    a, b = (mapped.super_resolution(spots, where, n_samples=2, seed=0, batch_size=size) for size in (2048, 5))
+    np.testing.assert_allclose(a.layers["mean"], b.layers["mean"], atol=1e-3)
+    assert (a.obs["spot"] == b.obs["spot"]).all()
+
+
+def test_coordinates_are_where_scanpy_looks_for_them():
+    adata = simulate_tissue(60, 10, seed=0)
+    adata.obsm["place"] = adata.obsm.pop("spatial")
+    cells = brief(adata, {"spatial_key": "place"}).generate_at_location([[1.0, 2.0]], seed=0)
+    assert cells.obsm["spatial"].tolist() == cells.obsm["place"].tolist() == [[1.0, 2.0]]
+
+
+def test_minified_data_has_nothing_to_krige():
+    adata = simulate_tissue(60, 10, seed=0)
+    model = brief(adata)
+    model.adata.obsm["mean"], model.adata.obsm["var"] = model.get_latent_representation(return_dist=True)
+    model.minify_adata(use_latent_qzm_key="mean", use_latent_qzv_key="var")
+    shift = model.module.prior.shift.clone()
+    for call in (lambda: model.train_diffusion(max_epochs=1), model.get_niche_representation):
+        with pytest.raises(InvalidInputError, match="`adata` is minified and holds no counts, which kriging needs"):
+            call()
+    assert (model.module.prior.shift == shift).all()
+    assert model.generate_at_location([[1.0, 2.0]], seed=0).n_obs == 1
+
+
 def test_sections_have_frames_of_their_own(sections):
     places = sections.adata.obsm["spatial"]
     cells = sections.generate_at_location(places[:3], ["section_0"] * 3, seed=0)
@@ -403,6 +431,7 @@ def test_sections_on_one_another_are_pointed_out():
             r"`coordinates` must have a row for each location and 2 columns, as the model's have; got the shape \(1, 3\)",
         ),
         ([1.0, 2.0], r"got the shape \(2,\)"),
+        (np.empty((0, 2)), "`coordinates` must have at least one location; got none"),
         ([[np.nan, 2.0]], "`coordinates` has NaN or infinite values for 1 of 1 locations"),
         ([["a", "b"]], "`coordinates` must hold numbers"),
     ],

@@ -6,9 +6,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
 from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_random
+
+from ._counts import negative_binomial
 
 INTERACTIONS = {"additive": 1.0, "sub-additive": 0.6, "epistatic": 1.0}
 HALF_DOSE = 1.0
@@ -106,8 +107,7 @@ def simulate_perturbations(
     moved = state + amount[:, None] * np.array([shifts.get(name, np.zeros(n_programs)) for name in names])
     library = mean_library * np.exp(0.3 * rng.normal(size=n_obs))
     rate = library[:, None] * share(moved)
-    counts = rng.poisson(rng.gamma(dispersion, rate / dispersion))
-    counts[counts.sum(1) == 0, 0] = 1
+    counts = negative_binomial(rng, rate, dispersion)
     obs = pd.DataFrame(
         {
             "perturbation": pd.Categorical(names),
@@ -117,10 +117,10 @@ def simulate_perturbations(
         index=[f"cell_{i}" for i in range(n_obs)],
     )
     genes = [f"gene_{j}" for j in range(n_vars)]
-    adata = AnnData(sparse.csr_matrix(counts.astype(np.float32)), obs=obs, var=pd.DataFrame(index=genes))
+    adata = AnnData(counts, obs=obs, var=pd.DataFrame(index=genes))
     if doses is not None:
         adata.obs["dose"] = dose
-    middle = float(np.median(counts.sum(1)))
+    middle = float(np.median(np.asarray(counts.sum(1))))
     control = np.log(middle * share(state).mean(0) + 0.05)
     truth = {}
     for name, shift in shifts.items():

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
 from diffvi._exceptions import positive_int, seed_or_random
+
+from ._counts import negative_binomial
 
 
 def simulate_cells(
@@ -62,8 +63,7 @@ def simulate_cells(
     share /= share.sum(1, keepdims=True)
     library = mean_library * np.exp(0.3 * rng.normal(size=n_types)[kinds] + 0.3 * rng.normal(size=n_obs))
     rate = library[:, None] * share
-    counts = rng.poisson(rng.gamma(dispersion, rate / dispersion))
-    counts[counts.sum(1) == 0, 0] = 1
+    counts = negative_binomial(rng, rate, dispersion)
     obs = pd.DataFrame(
         {
             "cell_type": pd.Categorical([f"type_{k}" for k in kinds]),
@@ -73,6 +73,6 @@ def simulate_cells(
         index=[f"cell_{i}" for i in range(n_obs)],
     )
     var = pd.DataFrame(index=[f"gene_{j}" for j in range(n_vars)])
-    adata = AnnData(sparse.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)
+    adata = AnnData(counts, obs=obs, var=var)
     adata.layers["rate"], adata.obsm["state"] = rate, state
     return adata

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
 from diffvi._exceptions import InvalidInputError, positive_int, seed_or_random
+
+from ._counts import negative_binomial
 
 N_WAVES = 300
 N_FIELDS = 3
@@ -93,10 +94,9 @@ def simulate_tissue(
     futures = [field + noise * rng.normal(size=field.shape) for _ in range(100)]
     expected = np.mean([_softmax(base + f @ loading + effect[f.argmax(1)]) for f in futures], axis=0)
     rate = (mean_library * np.exp(0.3 * rng.normal(size=len(share))))[:, None] * share
-    counts = rng.poisson(rng.gamma(dispersion, rate / dispersion))
-    counts[counts.sum(1) == 0, 0] = 1
+    counts = negative_binomial(rng, rate, dispersion)
     adata = AnnData(
-        sparse.csr_matrix(counts.astype(np.float32)),
+        counts,
         obs=pd.DataFrame(
             {
                 "section": pd.Categorical(np.repeat([f"section_{i}" for i in range(n_sections)], n_obs)),

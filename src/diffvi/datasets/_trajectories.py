@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
 from diffvi._exceptions import InvalidInputError, positive_int, seed_or_random
+
+from ._counts import negative_binomial
 
 BRANCHING = 1.5
 """Time around which cells choose."""
@@ -93,8 +94,7 @@ def simulate_trajectory(
     share = np.exp(logits - logits.max(1, keepdims=True))
     share /= share.sum(1, keepdims=True)
     rate = (mean_library * np.exp(0.3 * rng.normal(size=len(state))))[:, None] * share
-    counts = rng.poisson(rng.gamma(dispersion, rate / dispersion))
-    counts[counts.sum(1) == 0, 0] = 1
+    counts = negative_binomial(rng, rate, dispersion)
     obs = pd.DataFrame(
         {
             "time": time,
@@ -106,7 +106,7 @@ def simulate_trajectory(
         index=[f"cell_{i}" for i in range(len(state))],
     )
     adata = AnnData(
-        sparse.csr_matrix(counts.astype(np.float32)),
+        counts,
         obs=obs,
         var=pd.DataFrame(index=[f"gene_{j}" for j in range(n_vars)]),
     )

@@ -67,6 +67,16 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
         """Attributes of the prior: those of the vocabulary, then any that the model adds."""
         return self.vocabulary.attributes
 
+    def _standardised(self, state: np.ndarray) -> np.ndarray:
+        """States, or latents without the library, in the units of the diffusion."""
+        prior, d = self.module.prior, state.shape[1]
+        return (state - prior.shift.cpu().numpy()[:d]) / prior.scale.cpu().numpy()[:d]
+
+    def _restored(self, state: np.ndarray) -> np.ndarray:
+        """States in the units of the data, from those of the diffusion."""
+        prior = self.module.prior
+        return (state * prior.scale.cpu().numpy() + prior.shift.cpu().numpy()).astype(np.float32)
+
     def _training_rows(
         self, latents: LatentData, table: TrainingTable, split: list[np.ndarray]
     ) -> tuple[LatentData, list[np.ndarray]]:
@@ -150,6 +160,13 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin)
             cont_covs=whole.get("cont_covs"),
         )
         return latents, table
+
+    def _own_cells(self, adata: AnnData | None) -> AnnData:
+        """The cells that are given, or else the model's."""
+        adata = self.adata if adata is None else adata  # type: ignore[attr-defined]
+        if adata is None:
+            raise InvalidInputError("`adata`: the model was loaded without data; give the cells.")
+        return adata
 
     def _require(self, stage: str) -> None:
         """Raise unless a stage has been trained, at least in part."""

@@ -96,6 +96,8 @@ class SpatialContextMixin:
     module: Any
     registry_: dict[str, Any]
     get_anndata_manager: Any
+    _standardised: Any
+    _restored: Any
     frames_: dict[str, Any] | None
     components_: dict[str, np.ndarray] | None
     kriging_: dict[str, np.ndarray] | None
@@ -112,6 +114,14 @@ class SpatialContextMixin:
     def section_key(self) -> str | None:
         """Column of ``adata.obs`` with the sections."""
         return self.registry_["setup_args"]["section_key"]
+
+    @property
+    def _frames(self) -> Frames:
+        return Frames(**(self.frames_ or {}))
+
+    @property
+    def _kriging(self) -> LocalKriging:
+        return LocalKriging(**(self.kriging_ or {}))
 
     @property
     def _place_size(self) -> int:
@@ -133,17 +143,17 @@ class SpatialContextMixin:
         self, adata: Any, latents: LatentData, table: TrainingTable, scaled: np.ndarray, frame: np.ndarray
     ) -> Observed:
         """The cells of ``adata`` as locations see them."""
-        prior, held = self.module.prior, self.components_
+        held = self.components_
         assert held is not None
-        shift, scale = prior.shift.cpu().numpy(), prior.scale.cpu().numpy()
-        state = (latents.mean - shift) / scale
+        state = self._standardised(latents.mean)
         scores = np.empty((len(state), len(held["components"])), np.float32)
         for first in range(0, len(state), 5000):
             rows = np.arange(first, min(first + 5000, len(state)))
             expression = self._log_expression(adata, rows) - held["mean"][frame[rows]]
             scores[rows] = expression @ held["components"].T / held["sd"]
         values = np.concatenate([state, scores], 1) - held["centre"][frame]
-        return Observed(scaled, frame, values.astype(np.float32), state, latents.scale / scale, table)
+        spread = latents.scale / self.module.prior.scale.cpu().numpy()
+        return Observed(scaled, frame, values.astype(np.float32), state, spread, table)
 
     # ---------------------------------------------------------------- what is around
 
@@ -156,12 +166,11 @@ class SpatialContextMixin:
         itself: np.ndarray | None = None,
     ) -> Context:
         """What the observed cells say of locations; ``itself`` are rows that a location must not see."""
-        assert self.kriging_ is not None
         assert self.components_ is not None
         d = int(self.module.prior.d)
         rows = surroundings(scaled, frame, itself)
         present, near = rows >= 0, np.maximum(rows, 0)
-        all_weights, variance = LocalKriging(**self.kriging_)(scaled, observed.scaled[near], present)
+        all_weights, variance = self._kriging(scaled, observed.scaled[near], present)
         centre = self.components_["centre"][frame]
         mean = centre + np.einsum("njk,nkj->nj", all_weights, observed.values[near])
         sd = np.sqrt(variance)
@@ -185,12 +194,9 @@ class SpatialContextMixin:
             axis=2,
         )
         tokens[~present[:, :n_near]] = np.nan
-        frames = Frames(**(self.frames_ or {}))
-        place = np.concatenate([frames.waves(scaled, frame), np.log(scale)[:, None], sd[:, :d]], 1)
-        prior = self.module.prior
-        origin = mean[:, :d] * prior.scale.cpu().numpy() + prior.shift.cpu().numpy()
-        codes = np.concatenate([place, tokens.reshape(len(tokens), -1), origin], 1)
-        far = frames.far(scaled, frame)
+        place = np.concatenate([self._frames.waves(scaled, frame), np.log(scale)[:, None], sd[:, :d]], 1)
+        codes = np.concatenate([place, tokens.reshape(len(tokens), -1), self._restored(mean[:, :d])], 1)
+        far = self._frames.far(scaled, frame)
         codes[far] = np.nan
         return Context(scaled, frame, rows, all_weights[:, :d], mean, sd, codes.astype(np.float32), far)
 
@@ -202,8 +208,7 @@ class SpatialContextMixin:
         A draw of the field, minus what kriging makes of the same draw at the cells around (Matheron's rule; Chilès and Delfiner
         2012), is a draw of the field given those cells.
         """
-        assert self.kriging_ is not None
-        kriging, d = LocalKriging(**self.kriging_), int(self.module.prior.d)
+        kriging, d = self._kriging, int(self.module.prior.d)
         own = keyed_seed(seed, sample, "field")
         field, nugget = RandomField(kriging, d, own), np.exp(0.5 * kriging.log_nuggets[kriging.kinds[:d]])
         used, inverse = np.unique(np.maximum(context.rows, 0), return_inverse=True)

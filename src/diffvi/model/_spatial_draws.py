@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ from anndata import AnnData
 from scipy import sparse
 from scvi.utils import track
 
-from diffvi._exceptions import positive_int, seed_or_random
+from diffvi._exceptions import seed_or_random
 from diffvi._random import CellStreams, keyed_seed
 from diffvi.data import TrainingTable
 from diffvi.metrics import log_normalise
-from diffvi.module import Frames, Surroundings
+from diffvi.module import Surroundings
 from diffvi.process import get_sampler
 
 from ._spatial_context import Context, Observed
@@ -28,6 +29,33 @@ MAX_HELD = 50_000_000
 """Values of draws that are held at a time to tell their quantiles."""
 MIN_SAMPLES = 10
 """Samples from which standard deviations and intervals are told."""
+
+
+@dataclass
+class Request:
+    """Locations that are asked for, and how draws are made there.
+
+    Parameters
+    ----------
+    points, scaled, frame
+        Where they are: in the user's units, in those of the frames, and in which frame.
+    far
+        Which are far from the tissue.
+    codes
+        Codes of the conditions.
+    sampler, n_steps, scales, seed
+        Sampler, its steps, guidance scales and seed.
+    """
+
+    points: np.ndarray
+    scaled: np.ndarray
+    frame: np.ndarray
+    far: np.ndarray
+    codes: np.ndarray
+    sampler: str
+    n_steps: int
+    scales: list[float]
+    seed: int
 
 
 class SpatialDrawsMixin(SpatialTrainingMixin):
@@ -41,28 +69,20 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
     _sampler: Any
     get_var_names: Any
 
-    def _at(
+    def _request(
         self,
-        observed: Observed,
         points: np.ndarray,
         frame: np.ndarray,
         conditions: Mapping[str, Any] | None,
-        n_samples: int,
-        return_mean: bool,
-        guidance_scale: Any,
+        guidance_scale: float | Mapping[str, float],
         n_steps: int | None,
         sampler: str | None,
         seed: int | None,
-        batch_size: int,
-        show_progress: bool = False,
-    ) -> AnnData:
-        """Cells, or what is expected, at locations, given observed cells."""
-        n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)
+    ) -> Request:
+        """What is asked for, checked; warns of locations far from the tissue."""
         sampler, n_steps = self._sampler(sampler, n_steps)
-        scales, seed = self.vocabulary.scales(guidance_scale), seed_or_random(seed)
-        frames = Frames(**(self.frames_ or {}))
-        scaled = frames.scaled(points, frame)
-        far = frames.far(scaled, frame)
+        scaled = self._frames.scaled(points, frame)
+        far = self._frames.far(scaled, frame)
         if far.any():
             warnings.warn(
                 f"`coordinates`: {int(far.sum())} of {len(far)} locations are further from the tissue than ten times its own size, where nothing "
@@ -73,57 +93,72 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         codes = self.vocabulary.encode(conditions, len(points))
         if self.section_key is not None:
             codes[:, self.vocabulary.columns[self.section_key].start] = frame
-        look = Surroundings(observed.scaled, observed.frame, np.arange(len(observed.frame)), self.n_neighbors)
-        how = (sampler, n_steps, scales)
+        scales = self.vocabulary.scales(guidance_scale)
+        return Request(points, scaled, frame, far, codes, sampler, n_steps, scales, seed_or_random(seed))
+
+    def _look(self, observed: Observed) -> Surroundings:
+        """Finds observed cells around locations."""
+        return Surroundings(observed.scaled, observed.frame, np.arange(len(observed.frame)), self.n_neighbors)
+
+    def _around(
+        self, observed: Observed, look: Surroundings, request: Request, rows: np.ndarray
+    ) -> tuple[Context, np.ndarray, TrainingTable]:
+        """What is known of some of the locations, their conditions, and what the decoder is told there."""
+        context, codes = self._context(observed, look, request.scaled[rows], request.frame[rows]), request.codes[rows]
+        # What it is told of the nearest cell, but for what is asked for.
+        table = observed.table.subset(np.maximum(context.rows[:, 0], 0))
+        for name in self._decoder_attributes:
+            self._override(table, name, codes[:, self.vocabulary.columns[name].start])
+        return context, codes, table
+
+    def _at(
+        self,
+        observed: Observed,
+        request: Request,
+        n_samples: int,
+        return_mean: bool,
+        batch_size: int,
+        show_progress: bool = False,
+    ) -> AnnData:
+        """Cells, or what is expected, at locations, given observed cells."""
+        look, n = self._look(observed), len(request.points)
         if return_mean:
             # All draws of a batch are held at once.
             batch_size = max(1, min(batch_size, MAX_HELD // (n_samples * len(self.get_var_names()))))
         parts = []
-        for first in track(
-            range(0, len(points), batch_size), description="Generating", style="tqdm", disable=not show_progress
-        ):
-            rows = np.arange(first, min(first + batch_size, len(points)))
-            context = self._context(observed, look, scaled[rows], frame[rows])
-            table = self._table_at(observed, context, codes[rows])
-            draws = self._draws(observed, context, codes[rows], table, how, n_samples, seed, rows)
+        batches = range(0, n, batch_size)
+        for first in track(batches, description="Generating", style="tqdm", disable=not show_progress):
+            rows = np.arange(first, min(first + batch_size, n))
+            around = self._around(observed, look, request, rows)
+            draws = self._draws(observed, *around, request, n_samples, rows)
             if return_mean:
-                parts.append(self._summary(context, codes[rows], table, draws if n_samples >= MIN_SAMPLES else None))
+                parts.append(self._summary(*around, draws if n_samples >= MIN_SAMPLES else None))
             else:
                 parts.append(_joined(list(draws), by_location=True))
-        arrays = _joined(parts)
-        repeats = 1 if return_mean else n_samples
-        obs = self.vocabulary.decode(np.repeat(codes, repeats, axis=0))
-        obs["far_outside"] = np.repeat(far, repeats)
-        if not return_mean:
-            obs["sample"] = np.tile(np.arange(n_samples), len(points))
-        result = AnnData(
-            X=arrays.pop("X"),
-            obs=obs,
-            var=pd.DataFrame(index=pd.Index(self.get_var_names())),
-            obsm={self.spatial_key: np.repeat(points, repeats, axis=0)},
-        )
-        if not return_mean:
+        arrays, repeats = _joined(parts), 1 if return_mean else n_samples
+        obs = self.vocabulary.decode(np.repeat(request.codes, repeats, axis=0))
+        obs["far_outside"] = np.repeat(request.far, repeats)
+        result = self._placed(arrays.pop("X"), obs, np.repeat(request.points, repeats, axis=0))
+        if return_mean:
+            result.uns["log1p"] = {"base": None}
+        else:
+            result.obs["sample"] = np.tile(np.arange(n_samples), n)
             result.obsm["X_latent"] = arrays.pop("latent")
             result.obs["library_size"] = arrays.pop("library_size")
         for name, values in arrays.items():
             result.layers[name] = values
-        if return_mean:
-            result.uns["log1p"] = {"base": None}
         result.uns["diffvi"] = self._provenance(
-            seed=seed,
-            sampler=sampler,
-            n_steps=n_steps,
-            guidance_scale=dict(zip(self.vocabulary.names, scales, strict=True)),
+            seed=request.seed,
+            sampler=request.sampler,
+            n_steps=request.n_steps,
+            guidance_scale=dict(zip(self.vocabulary.names, request.scales, strict=True)),
         )
         return result
 
-    def _table_at(self, observed: Observed, context: Context, codes: np.ndarray) -> TrainingTable:
-        """What the decoder is told at locations: what it is told of the nearest cell, but for what is asked for."""
-        nearest = np.where(context.rows[:, 0] >= 0, context.rows[:, 0], 0)
-        table = observed.table.subset(nearest)
-        for name in self._decoder_attributes:
-            self._override(table, name, codes[:, self.vocabulary.columns[name].start])
-        return table
+    def _placed(self, x: Any, obs: pd.DataFrame, points: np.ndarray) -> AnnData:
+        """Rows at locations, whose coordinates are where scanpy and squidpy look for them and under the model's own key."""
+        var = pd.DataFrame(index=pd.Index(self.get_var_names()))
+        return AnnData(X=x, obs=obs, var=var, obsm={"spatial": points, self.spatial_key: points})
 
     @torch.inference_mode()
     def _draws(
@@ -132,32 +167,34 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         context: Context,
         codes: np.ndarray,
         table: TrainingTable,
-        how: tuple[str, int, list[float]],
+        request: Request,
         n_samples: int,
-        seed: int,
         rows: np.ndarray,
     ) -> Iterator[dict[str, Any]]:
         """Draws of the cells at some locations, one after the other."""
         prior = self.module.prior
         device = prior.shift.device
-        sampler, n_steps, scales = how
         known = torch.as_tensor(np.concatenate([codes, context.codes], 1), device=device)
         for sample in range(n_samples):
-            streams = CellStreams(keyed_seed(seed, sample, "locations"), rows)
-            noise = self._start_noise(observed, context, seed, sample, streams)
+            streams = CellStreams(keyed_seed(request.seed, sample, "locations"), rows)
+            noise = self._start_noise(observed, context, request.seed, sample, streams)
             state = prior.sample(
                 torch.as_tensor(noise, device=device),
                 known,
-                get_sampler(sampler),
-                n_steps,
-                scales,
+                get_sampler(request.sampler),
+                request.n_steps,
+                request.scales,
                 noise=lambda streams=streams: streams.normal(prior.d).to(device),
             )
             drawn = self._draw_cells(state, table, streams)
             yield {"X": drawn.pop("counts"), "library_size": state[:, -1].exp().cpu().numpy(), **drawn}
 
     def _summary(
-        self, context: Context, codes: np.ndarray, table: TrainingTable, draws: Iterator[dict[str, Any]] | None
+        self,
+        context: Context,
+        codes: np.ndarray,
+        table: TrainingTable,
+        draws: Iterator[dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
         """Expected log-normalised expression at locations, and its spread among draws."""
         assert self.mean_ is not None

@@ -9,21 +9,20 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from diffvi._exceptions import InvalidInputError, positive_int, seed_or_random
-from diffvi.data import LatentData
+from diffvi._exceptions import InvalidInputError, positive_int
 from diffvi.metrics import log_normalise
-from diffvi.module import Frames
 
 from ._notes import without_notes
 from ._spatial_context import Observed
 from ._spatial_draws import SpatialDrawsMixin
-from ._spatial_setup import coordinates_of, read_coordinates
+from ._spatial_setup import check_counts, coordinates_of, read_coordinates
 
 
 class SpatialPredictionMixin(SpatialDrawsMixin):
     """Generation at locations."""
 
     _latent_data: Any
+    _own_cells: Any
     _require: Any
 
     def generate_at_location(
@@ -69,7 +68,7 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
         Returns
         -------
         AnnData with a row for each location and sample, in this order: ``X`` (``int32`` counts, CSR), ``layers["normalized"]`` (decoded expression;
-        sums to 1), ``obsm["X_latent"]``, ``obsm["spatial"]`` (the coordinates, under their own key), and ``obs``: the section, ``sample``, the conditions, ``library_size`` (expected total counts) and ``far_outside``
+        sums to 1), ``obsm["X_latent"]``, ``obsm["spatial"]`` (the coordinates; also under ``spatial_key``), and ``obs``: the section, ``sample``, the conditions, ``library_size`` (expected total counts) and ``far_outside``
         (further from the tissue than its own size times ten, where nothing is known).
 
         With ``return_mean`` a row for each location: ``X`` (expected log-normalised expression, ``log(1 + 10,000 x share of the counts)``) and, from 10 samples on,
@@ -87,12 +86,11 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
         >>> model.generate_at_location([[10.0, 20.0], [11.0, 20.0]], seed=0)  # doctest: +SKIP
         """
         self._require("diffusion")
+        n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)
         points = read_coordinates(coordinates, "`coordinates`", self.n_dims)
         frame = self._sections_of(section, len(points))
-        return self._at(
-            self._own_observed(), points, frame, conditions, n_samples, return_mean, guidance_scale, n_steps, sampler, seed,
-            batch_size, show_progress,
-        )  # fmt: skip
+        request = self._request(points, frame, conditions, guidance_scale, n_steps, sampler, seed)
+        return self._at(self._own_observed(), request, n_samples, return_mean, batch_size, show_progress)
 
     def reconstruct_section(
         self,
@@ -129,7 +127,7 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
                 "`z`: the model's coordinates have 2 dimensions; `setup_anndata` with three-dimensional ones to tell what is between sections."
             )
         frame = self._sections_of(section, 1)[0]
-        frames, observed = Frames(**(self.frames_ or {})), self._own_observed()
+        frames, observed = self._frames, self._own_observed()
         if coordinates is None:
             mine = observed.scaled[observed.frame == frame] * frames.unit[frame] + frames.centre[frame]
             plane = mine[np.abs(mine[:, 2] - z).argmin(), 2]
@@ -144,7 +142,13 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
         n_samples: int = 20,
         key_added: str = "imputed",
         copy: bool = False,
-        **kwargs: Any,
+        conditions: Mapping[str, Any] | None = None,
+        guidance_scale: float | Mapping[str, float] = 1.0,
+        n_steps: int | None = None,
+        sampler: str | None = None,
+        seed: int | None = None,
+        batch_size: int = 2048,
+        show_progress: bool = False,
     ) -> AnnData | None:
         """Fill in a region from the cells around it; what was measured in the region is not looked at.
 
@@ -161,8 +165,8 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
             ``layers["{key}_sample"]`` (one draw of the counts; of the other cells their own), and ``uns[key]``.
         copy
             Return a copy with the results instead of writing to ``adata``.
-        **kwargs
-            Passed to :meth:`generate_at_location`.
+        conditions, guidance_scale, n_steps, sampler, seed, batch_size, show_progress
+            As in :meth:`generate_at_location`.
 
         Raises
         ------
@@ -172,28 +176,18 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
             If the mask hides no cell or all of them, or has another length.
         """
         self._require("diffusion")
-        n_samples = positive_int("n_samples", n_samples)
-        adata = self.adata if adata is None else adata
-        if adata is None:
-            raise InvalidInputError("`adata`: the model was loaded without data; give the cells.")
+        n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)
+        adata = self._own_cells(adata)
         hidden = _mask(mask, adata)
-        seed = seed_or_random(kwargs.pop("seed", None))
         adata = adata.copy() if copy else adata
         known = adata[~hidden].copy()
         observed = self._observed_of(known)
         points = coordinates_of(adata, self.spatial_key, self.n_dims)[hidden]
         section = None if self.section_key is None else adata.obs[self.section_key].to_numpy(str)[hidden]
         frame = self._sections_of(section, len(points))
-        arguments = {
-            "conditions": None,
-            "guidance_scale": 1.0,
-            "n_steps": None,
-            "sampler": None,
-            "batch_size": 2048,
-            **kwargs,
-        }
-        mean = self._at(observed, points, frame, n_samples=n_samples, return_mean=True, seed=seed, **arguments)
-        draw = self._at(observed, points, frame, n_samples=1, return_mean=False, seed=seed, **arguments)
+        request = self._request(points, frame, conditions, guidance_scale, n_steps, sampler, seed)
+        mean = self._at(observed, request, n_samples, True, batch_size, show_progress)
+        draw = self._at(observed, request, 1, False, batch_size)
         own = self._counts_of(known)
         for name, inside, outside in (
             ("mean", mean.X, log_normalise(own)),
@@ -212,7 +206,7 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
 
     def _sections_of(self, section: Any, n: int) -> np.ndarray:
         """Number of the section of each location."""
-        names = (self.frames_ or {})["names"]
+        names = self._frames.names
         if self.section_key is None:
             if section is not None:
                 raise InvalidInputError(f"`section`: the model has no `section_key`; got {section!r}.")
@@ -235,13 +229,14 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
 
     def _observed_of(self, adata: AnnData) -> Observed:
         """Cells of other data, or some of the model's, as locations see them."""
+        check_counts(adata)
         with without_notes():
             latents, table = self._latent_data(adata)
         frame = self._sections_of(
             None if self.section_key is None else adata.obs[self.section_key].to_numpy(str), adata.n_obs
         )
-        scaled = Frames(**(self.frames_ or {})).scaled(coordinates_of(adata, self.spatial_key, self.n_dims), frame)
-        return self._observed(adata, LatentData(latents.mean, latents.scale, latents.codes), table, scaled, frame)
+        scaled = self._frames.scaled(coordinates_of(adata, self.spatial_key, self.n_dims), frame)
+        return self._observed(adata, latents, table, scaled, frame)
 
     def _counts_of(self, adata: AnnData) -> sparse.csr_matrix:
         layer = self.registry_["setup_args"].get("layer")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+from scvi.utils import track
 from sklearn.neighbors import NearestNeighbors
 
-from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_random
+from diffvi._exceptions import InvalidInputError, one_of, positive_int
 from diffvi._random import keyed_seed
-from diffvi.module import Frames, Surroundings
+from diffvi.module import Surroundings
 
 from ._spatial_context import Observed
+from ._spatial_draws import Request
 from ._spatial_prediction import SpatialPredictionMixin
 from ._spatial_setup import read_coordinates
 
@@ -32,8 +34,13 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
         section: str | Sequence[str] | None = None,
         method: Literal["diffusion", "kriging", "nearest"] = "diffusion",
         n_samples: int = 10,
+        conditions: Mapping[str, Any] | None = None,
+        guidance_scale: float | Mapping[str, float] = 1.0,
+        n_steps: int | None = None,
+        sampler: str | None = None,
         seed: int | None = None,
-        **kwargs: Any,
+        batch_size: int = 2048,
+        show_progress: bool = False,
     ) -> AnnData:
         """Divide the counts of spots among locations inside them.
 
@@ -52,10 +59,10 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
             Where the rates come from: draws from the diffusion, kriging of the measured expression, or the spot itself (``"nearest"``: equal parts).
         n_samples
             Draws of the diffusion over which ``layers["mean"]`` averages.
-        seed
-            Seed.
-        **kwargs
-            Passed to :meth:`generate_at_location`: ``conditions``, ``guidance_scale``, ``n_steps``, ``sampler``, ``batch_size``.
+        conditions, guidance_scale, n_steps, sampler, seed, show_progress
+            As in :meth:`generate_at_location`.
+        batch_size
+            Locations at a time, but for those of one spot, which are always together.
 
         Returns
         -------
@@ -71,46 +78,42 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
         """
         self._require("diffusion")
         one_of("method", method, METHODS)
-        n_samples, seed = positive_int("n_samples", n_samples), seed_or_random(seed)
-        adata = self.adata if adata is None else adata
-        if adata is None:
-            raise InvalidInputError("`adata`: the model was loaded without data; give the spots.")
+        n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)
+        adata = self._own_cells(adata)
         points = read_coordinates(coordinates, "`coordinates`", self.n_dims)
         frame = self._sections_of(section, len(points))
         observed = self._observed_of(adata)
         spot = self._spots(observed, points, frame)
-        own, members = self._counts_of(adata), [(s, np.flatnonzero(spot == s)) for s in np.unique(spot)]
-        drawn: list[sparse.csr_matrix] = []
+        request = self._request(points, frame, conditions, guidance_scale, n_steps, sampler, seed)
+        own, look = self._counts_of(adata), self._look(observed)
+        rng = np.random.default_rng(keyed_seed(request.seed, "spots"))
         expected = np.zeros((len(points), own.shape[1]), dtype=np.float32)
-        n_tables = n_samples if method == "diffusion" else 1
-        for rates in self._rates(observed, points, frame, method, n_tables, seed, kwargs):
-            for _, rows in members:
-                rates[rows] = _shares(rates[rows])
-            if not drawn:
-                rng = np.random.default_rng(keyed_seed(seed, "spots"))
-                drawn = [_divided(own[s].toarray().ravel().astype(np.int64), rates[rows], rng) for s, rows in members]
-            expected += rates / n_tables
-        for s, rows in members:
-            expected[rows] *= own[s].toarray().ravel()
-        order = np.argsort(np.concatenate([rows for _, rows in members]))
+        drawn, order = [], []
+        for members in track(_batches(spot, batch_size), style="tqdm", disable=not show_progress):
+            rows, ends = np.concatenate(members), np.cumsum([len(m) for m in members])[:-1]
+            counts = own[spot[[m[0] for m in members]]].toarray().astype(np.int64)
+            tables = self._rates(observed, look, request, rows, method, n_samples)
+            for k, rates in enumerate(tables):
+                shares = [_shares(part) for part in np.split(rates, ends)]
+                if k == 0:
+                    drawn += [_divided(c, s, rng) for c, s in zip(counts, shares, strict=True)]
+                expected[rows] += np.concatenate([c * s for c, s in zip(counts, shares, strict=True)])
+            expected[rows] /= k + 1
+            order.append(rows)
         obs = pd.DataFrame({"spot": adata.obs_names.to_numpy()[spot]}, index=pd.RangeIndex(len(points)).astype(str))
         if self.section_key is not None:
-            obs[self.section_key] = np.array((self.frames_ or {})["names"], dtype=object)[frame]
-        result = AnnData(
-            X=sparse.vstack(drawn, format="csr")[order],
-            obs=obs,
-            var=pd.DataFrame(index=pd.Index(self.get_var_names())),
-            layers={"mean": expected},
-            obsm={self.spatial_key: points},
-        )
+            obs[self.section_key] = np.array(self._frames.names, dtype=object)[frame]
+        stacked = sparse.vstack(drawn, format="csr")[np.argsort(np.concatenate(order))]
+        result = self._placed(stacked, obs, points)
+        result.layers["mean"] = expected
         if "spatial" in adata.uns:
             result.uns["spatial"] = adata.uns["spatial"]
-        result.uns["diffvi"] = self._provenance(seed=seed, method=method, n_samples=n_samples)
+        result.uns["diffvi"] = self._provenance(seed=request.seed, method=method, n_samples=n_samples)
         return result
 
     def _spots(self, observed: Observed, points: np.ndarray, frame: np.ndarray) -> np.ndarray:
         """Row of the spot that each location belongs to."""
-        frames = Frames(**(self.frames_ or {}))
+        frames = self._frames
         spot = np.full(len(points), -1)
         for f in np.unique(frame):
             mine, theirs = np.flatnonzero(frame == f), np.flatnonzero(observed.frame == f)
@@ -122,35 +125,18 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
         return spot
 
     def _rates(
-        self,
-        observed: Observed,
-        points: np.ndarray,
-        frame: np.ndarray,
-        method: str,
-        n_samples: int,
-        seed: int,
-        kwargs: Any,
+        self, observed: Observed, look: Surroundings, request: Request, rows: np.ndarray, method: str, n_samples: int
     ) -> Iterator[np.ndarray]:
-        """Predicted rates of the genes at locations, one table a draw, and one at a time as they are large."""
+        """Predicted rates of the genes at some of the locations, one table a draw."""
         if method == "nearest":
-            yield np.ones((len(points), len(self.get_var_names())), np.float32)
+            yield np.ones((len(rows), len(self.get_var_names())), np.float32)
             return
-        arguments = {
-            "conditions": None,
-            "guidance_scale": 1.0,
-            "n_steps": None,
-            "sampler": None,
-            "batch_size": 2048,
-            **kwargs,
-        }
-        for sample in range(n_samples):
-            own_seed = seed if sample == 0 else keyed_seed(seed, sample, "resolution") % 2**63
-            mean = method == "kriging"
-            cells = self._at(observed, points, frame, n_samples=1, return_mean=mean, seed=own_seed, **arguments)
-            if mean:
-                yield np.expm1(cells.X)
-            else:
-                yield cells.layers["normalized"] * cells.obs["library_size"].to_numpy()[:, None]
+        around = self._around(observed, look, request, rows)
+        if method == "kriging":
+            yield np.expm1(self._summary(*around)["X"])
+            return
+        for draw in self._draws(observed, *around, request, n_samples, rows):
+            yield draw["normalized"] * draw["library_size"][:, None]
 
     def get_niche_representation(self, adata: AnnData | None = None, n_neighbors: int | None = None) -> np.ndarray:
         """What is around each cell: mean and standard deviation of the latents of the cell and its neighbours.
@@ -173,15 +159,20 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
         """
         self._require("diffusion")
         k = self.n_neighbors if n_neighbors is None else positive_int("n_neighbors", n_neighbors)
-        adata = self.adata if adata is None else adata
-        if adata is None:
-            raise InvalidInputError("`adata`: the model was loaded without data; give the cells.")
-        observed, prior = self._observed_of(adata), self.module.prior
-        latent = (observed.state * prior.scale.cpu().numpy() + prior.shift.cpu().numpy())[:, :-1]
+        observed = self._observed_of(self._own_cells(adata))
+        latent = self._restored(observed.state)[:, :-1]
         rows = np.arange(len(latent))
         near = Surroundings(observed.scaled, observed.frame, rows, k)(observed.scaled, observed.frame, rows)[:, :k]
         members = np.c_[rows, np.where(near < 0, rows[:, None], near)]
         return np.concatenate([latent[members].mean(1), latent[members].std(1)], 1).astype(np.float32)
+
+
+def _batches(spot: np.ndarray, batch_size: int) -> list[list[np.ndarray]]:
+    """Rows of each spot, in lists of spots with about ``batch_size`` rows together."""
+    order = np.argsort(spot, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(spot[order])) + 1)
+    batch = np.cumsum([len(m) for m in members]) // batch_size
+    return [[members[i] for i in np.flatnonzero(batch == b)] for b in np.unique(batch)]
 
 
 def _shares(rates: np.ndarray) -> np.ndarray:

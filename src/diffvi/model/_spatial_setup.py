@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scvi.data._utils import _get_adata_minify_type
 
 from diffvi._exceptions import InvalidInputError, listed
 
@@ -30,6 +31,8 @@ def read_coordinates(values: Any, argument: str, n_dims: int | None = None) -> n
         raise InvalidInputError(
             f"{argument} must have a row for each location and {allowed}; got the shape {array.shape}."
         )
+    if not len(array):
+        raise InvalidInputError(f"{argument} must have at least one location; got none.")
     if n := int((~np.isfinite(array)).any(1).sum()):
         raise InvalidInputError(f"{argument} has NaN or infinite values for {n} of {len(array)} locations.")
     return array
@@ -40,6 +43,14 @@ def coordinates_of(adata: AnnData, spatial_key: str, n_dims: int | None = None) 
     if spatial_key not in adata.obsm:
         raise InvalidInputError(f"`spatial_key`: adata.obsm has no {spatial_key!r}; it has {listed(adata.obsm)}.")
     return read_coordinates(adata.obsm[spatial_key], f"`spatial_key`: adata.obsm[{spatial_key!r}]", n_dims)
+
+
+def check_counts(adata: AnnData) -> None:
+    """Raise for minified data, whose expression cannot be kriged."""
+    if _get_adata_minify_type(adata) is not None:
+        raise InvalidInputError(
+            "`adata` is minified and holds no counts, which kriging needs; give the data as it was."
+        )
 
 
 def check_space(adata: AnnData, spatial_key: str, section_key: str | None, batch_key: str | None) -> None:

@@ -12,7 +12,7 @@ from diffvi.data import LatentData, TrainingTable
 from diffvi.module import Frames, LocalKriging, Surroundings
 
 from ._spatial_context import Observed, SpatialContextMixin
-from ._spatial_setup import coordinates_of
+from ._spatial_setup import check_counts, coordinates_of
 
 N_COMPONENTS = 200
 """Principal components of the measured expression that are kriged."""
@@ -40,8 +40,12 @@ class SpatialTrainingMixin(SpatialContextMixin):
     adata: Any
     vocabulary: Any
     mean_: dict[str, Any] | None
-    _require_data: Any
     _expected: Any
+
+    def _require_data(self) -> Any:
+        adata = super()._require_data()  # type: ignore[misc]
+        check_counts(adata)
+        return adata
 
     def _frame_of(self, codes: np.ndarray) -> np.ndarray:
         """Number of the section of each cell."""
@@ -126,7 +130,7 @@ class SpatialTrainingMixin(SpatialContextMixin):
 
     def _fit_components(self, adata: Any, latents: LatentData, frame: np.ndarray, training: np.ndarray) -> None:
         """Components of the measured expression, and the mean of each section."""
-        prior, n_frames = self.module.prior, len(self.frames_["names"])  # type: ignore[index]
+        n_frames = len(self._frames.names)
         sums, sizes = np.zeros((n_frames, adata.n_vars)), np.bincount(frame[training], minlength=n_frames)
         for first in range(0, len(training), 5000):
             rows = training[first : first + 5000]
@@ -135,7 +139,7 @@ class SpatialTrainingMixin(SpatialContextMixin):
         fitted = np.random.default_rng(0).permutation(training)[:MAX_FITTED]
         left = self._log_expression(adata, fitted) - mean[frame[fitted]]
         pca = PCA(min(N_COMPONENTS, len(fitted) - 1, adata.n_vars), random_state=0).fit(left)
-        state = (latents.mean - prior.shift.cpu().numpy()) / prior.scale.cpu().numpy()
+        state = self._standardised(latents.mean)
         centre = np.zeros((n_frames, state.shape[1] + pca.n_components_), np.float32)
         for f in np.flatnonzero(sizes):
             centre[f, : state.shape[1]] = state[training[frame[training] == f]].mean(0)

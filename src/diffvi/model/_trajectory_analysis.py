@@ -67,7 +67,7 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
         """
         self._require("diffusion")
         n_samples, seed = positive_int("n_samples", n_samples), seed_or_random(seed)
-        adata = self._own_cells() if adata is None else adata
+        adata = self._own_cells(adata)
         if basis is not None and basis not in adata.obsm:
             raise InvalidInputError(f"`basis`: adata.obsm has no {basis!r}; it has {list(adata.obsm)}.")
         if elapsed is None:
@@ -168,7 +168,7 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
         """
         self._require("diffusion")
         n_samples, seed = positive_int("n_samples", n_samples), seed_or_random(seed)
-        adata = self._own_cells() if adata is None else adata
+        adata = self._own_cells(adata)
         key, _ = self._labels(labels_key)
         time = self.times_[-1] if time is None else float(self._check_points(time)[0])
         assert self.cells_ is not None
@@ -222,7 +222,7 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
             If the diffusion stage is not trained.
         """
         self._require("diffusion")
-        starts = self._starts(self._own_cells() if adata is None else adata, start_time, batch_size)
+        starts = self._starts(self._own_cells(adata), start_time, batch_size)
         return self._growth_rates(starts.state, starts.time)
 
     def get_branch_points(
@@ -258,7 +258,7 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
         InvalidInputError
             If the cells are all of one time.
         """
-        adata = self._own_cells() if adata is None else adata
+        adata = self._own_cells(adata)
         fates = self.get_fate_probabilities(labels_key, n_samples, adata, time, seed=seed, batch_size=batch_size)
         probability = fates["probability"]
         starts = self._starts(adata, None, batch_size)
@@ -326,7 +326,7 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
         self._require("diffusion")
         n_samples, n_neighbors = positive_int("n_samples", n_samples), positive_int("n_neighbors", n_neighbors)
         seed = seed_or_random(seed)
-        adata = self._own_cells() if adata is None else adata
+        adata = self._own_cells(adata)
         starts = self._starts(adata, None, batch_size)
         times, how = np.unique(starts.time), self._sampling(None, None, 1.0)
         known, scaled = self._known(starts, None), self._standardised(starts.state[:, :-1])
@@ -369,7 +369,7 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
             from cellrank.kernels import PrecomputedKernel
         except ImportError as error:
             raise ImportError("A CellRank kernel needs CellRank: `pip install cellrank`.") from error
-        adata = self._own_cells() if adata is None else adata
+        adata = self._own_cells(adata)
         return PrecomputedKernel(self.get_transition_matrix(adata, **kwargs), adata=adata)
 
 

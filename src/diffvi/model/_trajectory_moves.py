@@ -55,6 +55,7 @@ class TrajectoryMovesMixin(TrajectoryTrainingMixin):
     """Draws where cells go."""
 
     _latent_data: Any
+    _own_cells: Any
     _sampler: Any
 
     # ---------------------------------------------------------------- arguments
@@ -234,11 +235,6 @@ class TrajectoryMovesMixin(TrajectoryTrainingMixin):
         table = TrainingTable(**held)
         starts = Starts(state, spread, time, table.codes, table, np.arange(len(state), dtype=np.uint64))
         return starts if rows is None else starts.subset(rows)
-
-    def _own_cells(self) -> AnnData:
-        if self.adata is None:
-            raise InvalidInputError("`adata`: the model was loaded without data; give the cells to start from.")
-        return self.adata
 
     def _labels(self, labels_key: str | None) -> tuple[str, np.ndarray]:
         """Name and values of a label of the remembered training cells, missing ones as empty strings."""

@@ -105,7 +105,7 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
         one_of("decode", decode, DECODERS)
         n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)
         how, seed = self._sampling(sampler, n_steps, guidance_scale), seed_or_random(seed)
-        adata = self._own_cells() if adata is None else adata
+        adata = self._own_cells(adata)
         if decode == "transport" and _get_adata_minify_type(adata) is not None:
             raise InvalidInputError('`adata` is minified and holds no counts to move; `decode="resample"` needs none.')
         starts = self._starts(adata, start_time, batch_size)
@@ -192,7 +192,7 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
         starts = self._remembered_starts(picked)
         starts.names = names
         known = self._known(starts, conditions)
-        whole = self._moved(starts, points, known, how, 1, False, seed, None, batch_size, show_progress)
+        whole = self._moved(starts, points, known, how, 1, False, seed, None, batch_size, show_progress, weigh=False)
         obs = pd.DataFrame({self.time_key: float(points[0])}, index=pd.RangeIndex(n_obs).astype(str))
         return self._result(whole, obs, known, how, seed=seed)
 
@@ -257,6 +257,7 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
         own: Any,
         batch_size: int,
         show_progress: bool,
+        weigh: bool = True,
     ) -> dict[str, Any]:
         """Counts, decoded expression, latents and weights, a row for each cell, sample and time in this order."""
         parts: dict[str, list[Any]] = {name: [] for name in ("counts", "normalized", "latent", "weight", "order")}
@@ -264,7 +265,7 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
         for sample, first in track(batches, description="Predicting", style="tqdm", disable=not show_progress):
             rows = np.arange(first, min(first + batch_size, len(known)))
             here = starts.subset(rows)
-            states, log_weights = self._states(here, points, sample, seed, autoregressive, known[rows], how)
+            states, log_weights = self._states(here, points, sample, seed, autoregressive, known[rows], how, weigh)
             counts = None if own is None else sparse.csr_matrix(own[rows])
             for k, state in enumerate(states):
                 streams = CellStreams(keyed_seed(seed, sample, float(points[k]), "counts"), here.names)

@@ -41,6 +41,8 @@ class TrajectoryTrainingMixin:
     n_growth_updates: int
     n_growth_neighbors: int
     max_block: int
+    _standardised: Any
+    _restored: Any
     manifold_pull: float
     n_neighbors: int
 
@@ -63,11 +65,6 @@ class TrajectoryTrainingMixin:
         """Columns of the codes that a cell keeps as it moves: the conditions beside label, batch and time."""
         keys = self.registry_["setup_args"].get("condition_keys") or ()
         return [self.vocabulary.columns[k].start for k in keys if k != self.time_key]
-
-    def _standardised(self, state: np.ndarray) -> np.ndarray:
-        """States, or latents without the library, in the units of the diffusion."""
-        prior, d = self.module.prior, state.shape[1]
-        return (state - prior.shift.cpu().numpy()[:d]) / prior.scale.cpu().numpy()[:d]
 
     def _training_rows(
         self, latents: LatentData, table: TrainingTable, split: list[np.ndarray]
@@ -126,10 +123,6 @@ class TrajectoryTrainingMixin:
         )
         ends = np.cumsum([len(start) + repeats * len(training), *map(len, split[1:])])
         return examples, np.split(np.arange(ends[-1]), ends[:-1])
-
-    def _restored(self, state: np.ndarray) -> np.ndarray:
-        prior = self.module.prior
-        return (state * prior.scale.cpu().numpy() + prior.shift.cpu().numpy()).astype(np.float32)
 
     def _given_rates(self, n: int) -> np.ndarray | None:
         """Growth rates of the cells from ``growth_key``; cells of a reference, which have none, get the mean."""

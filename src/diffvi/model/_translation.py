@@ -159,9 +159,7 @@ class TranslationMixin(TranslationDrawsMixin):
         -------
         ``None``, or the copy.
         """
-        data = self.adata if adata is None else adata
-        if data is None:
-            raise InvalidInputError("`adata` must be given: this model was loaded without data.")
+        data = self._own_cells(adata)
         data = data.copy() if copy else data
         target = data.mod[self._modality_names[0]] if isinstance(data, MuData) else data
         filled = self._measured(data, target.obs_names)

@@ -51,6 +51,7 @@ class SourceMixin:
 
     module: Any
     adata: Any
+    _own_cells: Any
     registry_: dict[str, Any]
     vocabulary: Any
     paired_batches_: list[int]
@@ -60,9 +61,7 @@ class SourceMixin:
 
     def _source(self, data: Any, modality: str, batch: str | None, use_conditions: bool = False) -> Source:
         """The counts of one modality, with what conditions prior, encoders and decoder."""
-        data = self.adata if data is None else data
-        if data is None:
-            raise InvalidInputError("`adata` must be given: this model was loaded without data.")
+        data = self._own_cells(data)
         name = self._modality_names[("rna", "protein").index(modality)]
         if isinstance(data, MuData):
             if name not in data.mod:
