@@ -5,6 +5,7 @@ from __future__ import annotations
 import anndata as ad
 import mudata
 import numpy as np
+import pandas as pd
 import pytest
 import scvi
 from scipy import sparse
@@ -276,6 +277,16 @@ def test_loading_with_other_genes_says_which(case, model, tmp_path):
 def test_bad_arguments_of_generate_get_a_sentence(model, kwargs, message):
     with pytest.raises(InvalidInputError, match=message):
         model.generate(**{"n_obs": 3, **kwargs})
+
+
+def test_cells_on_disk_are_those_in_memory(case, model, tmp_path):
+    asked = {"conditions": case.conditions, "seed": 2, "batch_size": 5}
+    path = model.generate(12, path=tmp_path / "cells.zarr", **asked)
+    cells = model.generate(12, **asked)
+    stored = mudata.read_zarr(path) if isinstance(cells, mudata.MuData) else ad.read_zarr(path)
+    assert _same(stored, cells)
+    assert stored.obs_names.equals(cells.obs_names)
+    pd.testing.assert_frame_equal(stored.obs[cells.obs.columns], cells.obs, check_dtype=False)
 
 
 def test_annotate_writes_in_place_or_into_a_copy(model):

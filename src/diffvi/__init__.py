@@ -1,7 +1,8 @@
 """Latent diffusion models for single-cell omics, built on scvi-tools."""
 
 from . import benchmark, datasets, metrics, model, pl
-from ._exceptions import DiffviError, InvalidInputError, ModelFileError, NotTrainedError
+from ._distributed import generate_distributed
+from ._exceptions import DiffviError, InvalidInputError, ModelFileError, NotTrainedError, OutputFileError
 from ._version import __version__
 
 __all__ = [
@@ -9,9 +10,11 @@ __all__ = [
     "InvalidInputError",
     "ModelFileError",
     "NotTrainedError",
+    "OutputFileError",
     "__version__",
     "benchmark",
     "datasets",
+    "generate_distributed",
     "metrics",
     "model",
     "pl",

@@ -25,6 +25,10 @@ class ModelFileError(DiffviError, ValueError):
     """A saved model that is missing, damaged, or not one of ours."""
 
 
+class OutputFileError(DiffviError, OSError):
+    """A result that cannot be written; what was written before is kept, and the message says where."""
+
+
 def listed(values: Iterable[Any], most: int = 12) -> str:
     """Write values as a short list for a message: ``'a', 'b', ... (34 in all)``."""
     values = list(values)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,11 +13,14 @@ from scipy import sparse
 from scvi.utils import track
 from torch import Tensor
 
-from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_random
+from diffvi._exceptions import one_of, positive_int, seed_or_random
 from diffvi._random import CellStreams
 from diffvi._version import __version__
 from diffvi.data import TrainingTable, sample_counts
+from diffvi.data._store import PartStore, digest
 from diffvi.process import SAMPLERS, get_sampler
+
+from ._requests import CellRequest, log_library_of
 
 DEFAULT_STEPS = {"ddpm": 1000, "ddim": 20, "euler": 20, "heun": 5, "dpmpp_2m": 16}
 
@@ -41,8 +45,11 @@ class GenerationMixin:
         seed: int | None = None,
         batch_size: int = 2048,
         show_progress: bool = False,
-    ) -> AnnData:
-        """Generate cells with integer counts.
+        path: str | Path | None = None,
+        overwrite: bool = False,
+        layers: Sequence[str] | None = None,
+    ) -> Any:
+        """Generate cells with integer counts, in memory or straight to disk.
 
         Parameters
         ----------
@@ -73,48 +80,108 @@ class GenerationMixin:
             Cells decoded at a time; bounds the memory.
         show_progress
             Show a progress bar.
+        path
+            Write the cells to this zarr store instead, ``batch_size`` at a time, in memory that does not grow with ``n_obs``. The store
+            appears when it is complete. If the call is cut off, even by a crash, the same call goes on where it was.
+        overwrite
+            Replace what is at ``path``.
+        layers
+            Layers to keep; ``None`` for all, ``()`` for none, as ``normalized`` takes most of the space.
 
         Returns
         -------
         AnnData with ``X`` (``int32`` counts, CSR, ``n_obs`` x genes), ``layers["normalized"]`` (decoded
         expression; each cell sums to 1), ``obsm["X_latent"]``, ``obs`` (conditions; missing where not
-        given) and ``uns["diffvi"]`` (model, versions, seed, sampler and its settings).
+        given) and ``uns["diffvi"]`` (model, versions, seed, sampler and its settings). With ``path`` the path of the store, for
+        :func:`anndata.read_zarr` or :func:`anndata.experimental.read_lazy`.
 
         Raises
         ------
         NotTrainedError
             If the diffusion stage is not trained.
         InvalidInputError
-            For an argument that is not allowed; the message names it, its value and what is.
+            For an argument that is not allowed; the message names it, its value and what is. If ``path`` exists.
+        OutputFileError
+            If ``path`` cannot be written; parts that were written are kept, and the same call goes on with them.
 
         Examples
         --------
         >>> cells = model.generate(100, conditions={"cell_type": "CD19+ B"}, seed=0)  # doctest: +SKIP
         """
-        self._require("diffusion")  # type: ignore[attr-defined]
-        n_obs, batch_size = positive_int("n_obs", n_obs), positive_int("batch_size", batch_size)
-        sampler, n_steps = self._sampler(sampler, n_steps)
-        seed = seed_or_random(seed)
-        vocabulary = self.vocabulary  # type: ignore[attr-defined]
-        codes = vocabulary.encode(conditions, n_obs)
-        scales = vocabulary.scales(guidance_scale)
-        log_library = _log_library(library_size, n_obs)
-
-        parts: list[dict[str, Any]] = []
-        starts = range(0, n_obs, batch_size)
-        for start in track(starts, description="Generating", style="tqdm", disable=not show_progress):
-            rows = np.arange(start, min(start + batch_size, n_obs))
-            fixed = log_library if isinstance(log_library, str | None) else log_library[rows]
-            parts.append(self._generate_batch(codes[rows], scales, n_steps, sampler, fixed, CellStreams(seed, rows)))
-
+        request = self._request_cells(
+            n_obs, conditions, guidance_scale, n_steps, sampler, library_size, seed, batch_size, path, overwrite
+        )
+        batches = {"description": "Generating", "style": "tqdm", "disable": not show_progress}
+        if path is not None:
+            store = self._store(request, path, layers, overwrite)
+            for k in track(store.missing, **batches):
+                store.write(k, self._generate_part(request.part(k), layers))
+            return store.finish()
+        parts = [self._generate_batch(request.part(k)) for k in track(range(request.n_parts), **batches)]
         joined = {
             name: sparse.vstack(values, format="csr") if sparse.issparse(values[0]) else np.concatenate(values)
             for name in parts[0]
             for values in [[part[name] for part in parts]]
         }
-        cells = self._assemble(joined, vocabulary.decode(joined["codes"]))
+        return self._as_cells(joined, request, layers)
+
+    def _request_cells(
+        self,
+        n_obs: int,
+        conditions: Mapping[str, Any] | None = None,
+        guidance_scale: float | Mapping[str, float] = 1.0,
+        n_steps: int | None = None,
+        sampler: str | None = None,
+        library_size: Any = None,
+        seed: int | None = None,
+        batch_size: int = 2048,
+        path: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> CellRequest:
+        """The arguments of :meth:`generate`, checked; without a seed that of a call to the same ``path`` that was cut off."""
+        self._require("diffusion")  # type: ignore[attr-defined]
+        n_obs, batch_size = positive_int("n_obs", n_obs), positive_int("batch_size", batch_size)
+        sampler, n_steps = self._sampler(sampler, n_steps)
+        if seed is None and path is not None and not overwrite:
+            seed = (PartStore.earlier_request(path) or {}).get("seed")
+        vocabulary = self.vocabulary  # type: ignore[attr-defined]
+        return CellRequest(
+            codes=vocabulary.encode(conditions, n_obs),
+            scales=vocabulary.scales(guidance_scale),
+            sampler=sampler,
+            n_steps=n_steps,
+            log_library=log_library_of(library_size, n_obs),
+            seed=seed_or_random(seed),
+            batch_size=batch_size,
+        )
+
+    def _store(
+        self, request: CellRequest, path: str | Path, layers: Sequence[str] | None, overwrite: bool
+    ) -> PartStore:
+        """Where requested cells are written to in parts."""
+        weights = [v.cpu().numpy() for v in self.module.state_dict().values() if isinstance(v, Tensor)]
+        table = [v for v in (self.training_table_ or {}).values() if v is not None]
+        told = {**request.to_json(), "layers": None if layers is None else list(layers)}
+        told["model"] = digest(type(self).__name__, *weights, *table)
+        return PartStore(path, request.n_parts, told, overwrite)
+
+    def _generate_part(self, part: CellRequest, layers: Sequence[str] | None) -> Any:
+        """Some of the requested cells, as they are returned."""
+        return self._as_cells(self._generate_batch(part), part, layers)
+
+    def _as_cells(self, arrays: dict[str, Any], request: CellRequest, layers: Sequence[str] | None) -> Any:
+        """Generated arrays as the object that :meth:`generate` returns."""
+        vocabulary = self.vocabulary  # type: ignore[attr-defined]
+        index = pd.RangeIndex(request.first, request.first + len(request.codes)).astype(str)
+        cells = self._assemble(arrays, vocabulary.decode(arrays["codes"], index))
+        for part in getattr(cells, "mod", {"": cells}).values():
+            for name in () if layers is None else [name for name in part.layers if name not in layers]:
+                del part.layers[name]
         cells.uns["diffvi"] = self._provenance(
-            seed=seed, sampler=sampler, n_steps=n_steps, guidance_scale=dict(zip(vocabulary.names, scales, strict=True))
+            seed=request.seed,
+            sampler=request.sampler,
+            n_steps=request.n_steps,
+            guidance_scale=dict(zip(vocabulary.names, request.scales, strict=True)),
         )
         return cells
 
@@ -130,22 +197,15 @@ class GenerationMixin:
         )
 
     @torch.inference_mode()
-    def _generate_batch(
-        self,
-        codes: np.ndarray,
-        scales: list[float],
-        n_steps: int,
-        sampler: str,
-        log_library: str | np.ndarray | None,
-        streams: CellStreams,
-    ) -> dict[str, Any]:
+    def _generate_batch(self, request: CellRequest) -> dict[str, Any]:
         """One minibatch of generated cells; every random number comes from the cells' own streams."""
         prior = self.module.prior
         device = prior.shift.device
+        streams = CellStreams(request.seed, np.arange(request.first, request.first + len(request.codes)))
         assert self.training_table_ is not None
         table = TrainingTable(**self.training_table_)
-        table = table.subset(table.match(codes, np.array([stream.random() for stream in streams])))
-        codes = codes.copy()
+        table = table.subset(table.match(request.codes, np.array([stream.random() for stream in streams])))
+        codes = request.codes.copy()
         for name in self._decoder_attributes:  # type: ignore[attr-defined]
             j = self.vocabulary.columns[name].start  # type: ignore[attr-defined]
             given = ~np.isnan(codes[:, j])
@@ -156,13 +216,13 @@ class GenerationMixin:
         state = prior.sample(
             streams.normal(prior.d).to(device),
             torch.as_tensor(codes, device=device),
-            get_sampler(sampler),
-            n_steps,
-            scales,
+            get_sampler(request.sampler),
+            request.n_steps,
+            request.scales,
             noise=lambda: streams.normal(prior.d).to(device),
         )
-        if log_library is not None:
-            fixed = table.log_library if isinstance(log_library, str) else log_library
+        if request.log_library is not None:
+            fixed = table.log_library if isinstance(request.log_library, str) else request.log_library
             state[:, -1] = torch.as_tensor(fixed, dtype=state.dtype, device=device)
         return {"codes": codes, **self._draw_cells(state, table, streams)}
 
@@ -304,22 +364,3 @@ class GenerationMixin:
             "torch_version": str(torch.__version__),
             **settings,
         }
-
-
-def _log_library(library_size: Any, n_obs: int) -> str | np.ndarray | None:
-    """Check ``library_size``; numbers become logs of shape ``(n_obs,)``."""
-    if library_size is None or (isinstance(library_size, str) and library_size == "empirical"):
-        return library_size
-    allowed = 'None, "empirical", a positive number, or one for each cell'
-    try:
-        sizes = np.asarray(library_size, dtype=float)
-    except (TypeError, ValueError):
-        sizes = np.array([np.nan])
-    if (
-        sizes.ndim > 1
-        or (sizes.ndim == 1 and len(sizes) != n_obs)
-        or not (np.isfinite(sizes).all() and (sizes > 0).all())
-    ):
-        shown = f"{len(sizes)} values for {n_obs} cells" if sizes.ndim == 1 and sizes.size > 1 else repr(library_size)
-        raise InvalidInputError(f"`library_size` must be {allowed}; got {shown}.")
-    return np.log(np.broadcast_to(sizes, (n_obs,)))

@@ -20,9 +20,10 @@ from diffvi._random import CellStreams, cell_number, nth_seed
 from diffvi.data import Treatment, sample_counts, transport_counts
 from diffvi.process import get_sampler
 
-from ._generation import DEFAULT_STEPS, _log_library
+from ._generation import DEFAULT_STEPS
 from ._notes import without_notes
 from ._perturbation_effects import PerturbationEffectsMixin
+from ._requests import log_library_of
 
 DECODERS = ("transport", "resample")
 USUAL_STEPS = {**DEFAULT_STEPS, "heun": 2}
@@ -118,7 +119,7 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         if adata is None:
             adata, copy = self._control_cells(), True
         treatments = self._wanted(adata, perturbation, dose, unseen)
-        fixed = _log_library(library_size, adata.n_obs)
+        fixed = log_library_of(library_size, adata.n_obs)
         self._require_controls(adata)
         if _get_adata_minify_type(adata) is not None:
             raise InvalidInputError("`adata` is minified: a prediction moves counts, and it holds none.")
