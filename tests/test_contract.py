@@ -245,8 +245,22 @@ def test_loading_a_model_of_another_class_says_so(case, tmp_path):
     adata = _rna(case.data())
     scvi.model.SCVI.setup_anndata(adata)
     scvi.model.SCVI(adata).save(str(tmp_path / "m"))
-    with pytest.raises(ModelFileError, match=f"is of another class than {case.cls.__name__}"):
+    with pytest.raises(ModelFileError, match=f"is of another class than {case.cls.__name__}, or would run code"):
         case.cls.load(str(tmp_path / "m"))
+    with pytest.raises(ModelFileError, match=f"is of another class than {case.cls.__name__} "):
+        case.cls.load(str(tmp_path / "m"), trust=True)
+
+
+def test_models_can_be_saved_at_every_stage(case, tmp_path):
+    model = _new(case)
+    for stage in ("untrained", "vae"):
+        if stage == "vae":
+            model.train_vae(max_epochs=1, **QUIET)
+        model.save(str(tmp_path / stage))
+        loaded = case.cls.load(str(tmp_path / stage), adata=model.adata.copy())
+        assert loaded.stages_ == model.stages_
+    loaded.train_diffusion(max_epochs=1, **QUIET)
+    assert loaded.generate(2, conditions=case.conditions, seed=0).n_obs == 2
 
 
 def test_loading_with_other_genes_says_which(case, model, tmp_path):

@@ -1,21 +1,52 @@
 from __future__ import annotations
 
+import builtins
+import collections
 import os
 import pickle
+import re
 import shutil
+import struct
 import tempfile
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import torch
+from scvi.data._download import _download
+from scvi.model.base import BaseModelClass
 from scvi.model.base._constants import SAVE_KEYS
 
 from diffvi._exceptions import DiffviError, ModelFileError
 
+# What the data of a model are made of. Nothing here calls what a file names.
+PLAIN = (
+    builtins.bytes,
+    builtins.dict,
+    builtins.slice,
+    collections.OrderedDict,
+    np.ndarray,
+    np.dtype,
+    *(value for name, value in vars(np.dtypes).items() if name.endswith("DType")),
+    *np.array(0).__reduce__()[:1],
+    *np.float64(0).__reduce__()[:1],
+    pd.DataFrame,
+    pd.Series,
+    pd.Index,
+    pd.RangeIndex,
+    *pd.Index(["a"]).__reduce__()[:1],
+    type(pd.DataFrame()._mgr),
+    *pd.DataFrame({"a": [0]})._mgr.blocks[0].__reduce__()[:1],
+)
+"""Types, and functions that make them, that a file may hold: arrays, tables and Python's own containers."""
+
 
 class SafeFilesMixin:
-    """Saving that never leaves half a file, loading that says what is wrong with one."""
+    """Saving that never leaves half a file, loading that says what is wrong with one and runs none of its code."""
 
     def save(self, dir_path: str, prefix: str | None = None, overwrite: bool = False, **kwargs: Any) -> None:
         """Save the model, as in :meth:`scvi.model.SCVI.save`.
@@ -38,6 +69,7 @@ class SafeFilesMixin:
             aside = tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)
             try:
                 super().save(aside, prefix=prefix, overwrite=True, **kwargs)  # type: ignore[misc]
+                _rewrite_plain(Path(aside) / f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}", kwargs.get("save_kwargs"))
                 target.mkdir(exist_ok=True)
                 for file in Path(aside).iterdir():
                     with file.open("rb+") as handle:
@@ -48,9 +80,16 @@ class SafeFilesMixin:
         except OSError as error:
             raise ModelFileError(f"`dir_path`: cannot write the model to {str(target)!r} ({error}).") from error
 
+    def _get_user_attributes(self) -> list[tuple[str, Any]]:
+        """What may be saved: attributes, but no properties, which before training have nothing to work with."""
+        return list(vars(self).items())
+
     @classmethod
-    def load(cls, dir_path: str, adata: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def load(cls, dir_path: str, adata: Any = None, *args: Any, trust: bool = False, **kwargs: Any) -> Any:
         """Load a saved model, as in :meth:`scvi.model.SCVI.load`.
+
+        A file of PyTorch's kind can run code when it is opened. Here its checksums are tested and it is read as plain data first; one that holds
+        anything else is refused.
 
         Parameters
         ----------
@@ -59,19 +98,22 @@ class SafeFilesMixin:
         adata
             Data with the model's genes in the model's order; ``None`` for the data saved with the model,
             if any. Generation needs none.
+        trust
+            Open the file even if it runs code.
         *args, **kwargs
             As in :meth:`scvi.model.SCVI.load`.
 
         Raises
         ------
         ModelFileError
-            If the file is missing, damaged, or of another class.
+            If the file is missing, damaged, of another class, or would run code.
         InvalidInputError
             If ``adata`` lacks genes or has them in another order.
         """
-        file = Path(dir_path) / f"{kwargs.get('prefix') or ''}{SAVE_KEYS.MODEL_FNAME}"
-        if not file.is_file() and not kwargs.get("backup_url"):
-            raise ModelFileError(f"`dir_path`: there is no model in {str(dir_path)!r} (no file {file.name!r}).")
+        prefix = kwargs.get("prefix") or ""
+        if (url := kwargs.get("backup_url")) is not None:
+            _download(url, dir_path, f"{prefix}{SAVE_KEYS.MODEL_FNAME}")
+        _check_file(dir_path, prefix, trust, cls.__name__)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="var_names for adata passed in does not match")
             warnings.filterwarnings("ignore", message="Save path contains no saved anndata")
@@ -98,3 +140,62 @@ class SafeFilesMixin:
                 raise ModelFileError(
                     f"`dir_path`: the model in {str(dir_path)!r} {why} ({str(error).splitlines()[0]})."
                 ) from error
+
+    @staticmethod
+    def load_registry(dir_path: str, prefix: str | None = None) -> dict[str, Any]:
+        """What :meth:`setup_anndata` stored, of a saved model.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is missing, damaged, or would run code.
+        """
+        _check_file(dir_path, prefix or "")
+        return BaseModelClass.load_registry(dir_path, prefix)
+
+
+def _rewrite_plain(file: Path, save_kwargs: dict[str, Any] | None) -> None:
+    """Turn containers of other kinds, which scvi's registry has, into those that are read as plain data."""
+    content = torch.load(file, map_location="cpu", weights_only=False)
+    content[SAVE_KEYS.ATTR_DICT_KEY] = _plain(content[SAVE_KEYS.ATTR_DICT_KEY])
+    torch.save(content, file, **(save_kwargs or {}))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else list(map(_plain, value))
+    return value
+
+
+def _check_file(dir_path: str | Path, prefix: str, trust: bool = False, name: str = "diffvi model") -> None:
+    """Raise unless the file of a model is there, whole and plain."""
+    file = Path(dir_path) / f"{prefix}{SAVE_KEYS.MODEL_FNAME}"
+    if not file.is_file():
+        raise ModelFileError(f"`dir_path`: there is no model in {str(dir_path)!r} (no file {file.name!r}).")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError, struct.error, zlib.error) as error:
+        raise ModelFileError(
+            f"`dir_path`: the model in {str(dir_path)!r} is damaged, or was not written by diffvi ({error})."
+        ) from error
+    if damaged is not None:
+        raise ModelFileError(f"`dir_path`: the model in {str(dir_path)!r} is damaged (checksum of {damaged!r}).")
+    if trust:
+        return
+    try:
+        with torch.serialization.safe_globals(list(PLAIN)):
+            torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)|global ([\w.]+)|got <class '([\w.]+)'", str(error))
+        what = next((part for part in found.groups() if part), "") if found else "data of another kind"
+        raise ModelFileError(
+            f"`dir_path`: the model in {str(dir_path)!r} holds more than plain data ({what}): it is of another class than {name}, or would run code "
+            "when it is opened; if you know where it comes from, pass `trust=True`."
+        ) from error
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError) as error:
+        raise ModelFileError(
+            f"`dir_path`: the model in {str(dir_path)!r} is damaged, or was not written by diffvi ({error})."
+        ) from error
