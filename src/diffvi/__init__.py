@@ -2,7 +2,15 @@
 
 from . import benchmark, datasets, metrics, model, pl
 from ._distributed import generate_distributed
-from ._exceptions import DiffviError, InvalidInputError, ModelFileError, NotTrainedError, OutputFileError
+from ._exceptions import (
+    DiffviError,
+    InvalidInputError,
+    ModelFileError,
+    NotTrainedError,
+    OutOfMemoryError,
+    OutputFileError,
+    TrainingError,
+)
 from ._version import __version__
 
 __all__ = [
@@ -10,7 +18,9 @@ __all__ = [
     "InvalidInputError",
     "ModelFileError",
     "NotTrainedError",
+    "OutOfMemoryError",
     "OutputFileError",
+    "TrainingError",
     "__version__",
     "benchmark",
     "datasets",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,28 @@ class ModelFileError(DiffviError, ValueError):
 
 class OutputFileError(DiffviError, OSError):
     """A result that cannot be written; what was written before is kept, and the message says where."""
+
+
+class TrainingError(DiffviError, RuntimeError):
+    """Training that cannot go on; the message says what stopped it, and the model keeps its last good weights."""
+
+
+class OutOfMemoryError(DiffviError, MemoryError):
+    """Memory that does not suffice; the message names the argument to lower."""
+
+
+@contextlib.contextmanager
+def memory_told(argument: str, value: Any) -> Iterator[None]:
+    """Say which argument to lower when the memory of the machine or of the GPU does not suffice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        short = isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+        if not short or isinstance(error, DiffviError):
+            raise
+        first = (text.splitlines() or [""])[0]
+        raise OutOfMemoryError(f"The memory does not suffice for `{argument}={value}`: lower it. ({first})") from error
 
 
 def listed(values: Iterable[Any], most: int = 12) -> str:

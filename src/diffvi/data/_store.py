@@ -67,7 +67,7 @@ class PartStore:
             with self.told_on_failure():
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.folder.mkdir(parents=True)
-                _write_text(self.folder / "request.json", json.dumps(request))
+                write_text(self.folder / "request.json", json.dumps(request))
 
     @staticmethod
     def partial_of(path: Path) -> Path:
@@ -158,7 +158,8 @@ def _write_zarr(cells: Any, path: Path) -> None:
         cells.write_zarr(str(path))
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file aside, flush it and rename it."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with aside.open("w") as handle:
         handle.write(text)

@@ -13,7 +13,7 @@ from scipy import sparse
 from scvi.utils import track
 from torch import Tensor
 
-from diffvi._exceptions import one_of, positive_int, seed_or_random
+from diffvi._exceptions import memory_told, one_of, positive_int, seed_or_random
 from diffvi._random import CellStreams
 from diffvi._version import __version__
 from diffvi.data import TrainingTable, sample_counts
@@ -159,10 +159,9 @@ class GenerationMixin:
         self, request: CellRequest, path: str | Path, layers: Sequence[str] | None, overwrite: bool
     ) -> PartStore:
         """Where requested cells are written to in parts."""
-        weights = [v.cpu().numpy() for v in self.module.state_dict().values() if isinstance(v, Tensor)]
         table = [v for v in (self.training_table_ or {}).values() if v is not None]
         told = {**request.to_json(), "layers": None if layers is None else list(layers)}
-        told["model"] = digest(type(self).__name__, *weights, *table)
+        told["model"] = digest(type(self).__name__, *self._weights(), *table)  # type: ignore[attr-defined]
         return PartStore(path, request.n_parts, told, overwrite)
 
     def _generate_part(self, part: CellRequest, layers: Sequence[str] | None) -> Any:
@@ -199,6 +198,10 @@ class GenerationMixin:
     @torch.inference_mode()
     def _generate_batch(self, request: CellRequest) -> dict[str, Any]:
         """One minibatch of generated cells; every random number comes from the cells' own streams."""
+        with memory_told("batch_size", request.batch_size):
+            return self._draw_batch(request)
+
+    def _draw_batch(self, request: CellRequest) -> dict[str, Any]:
         prior = self.module.prior
         device = prior.shift.device
         streams = CellStreams(request.seed, np.arange(request.first, request.first + len(request.codes)))

@@ -3,17 +3,21 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scvi import settings
 from scvi.dataloaders import DataSplitter
 from scvi.model._utils import use_distributed_sampler
 from scvi.model.base import UnsupervisedTrainingMixin
 
-from diffvi._exceptions import InvalidInputError
+from diffvi._exceptions import InvalidInputError, positive_int
 from diffvi.data import LatentData, TrainingTable
+from diffvi.data._store import digest
 from diffvi.train import DiffusionTrainingPlan, StageTrainRunner, VAETrainingPlan
+from diffvi.train._progress import StageProgress
 from diffvi.train._runner import DiffusionTrainRunner
 
 
@@ -56,6 +60,8 @@ class StagedTrainingMixin:
         shuffle_set_split: bool = True,
         load_sparse_tensor: bool = False,
         datasplitter_kwargs: dict[str, Any] | None = None,
+        ckpt_path: str | Path | None = None,
+        ckpt_every_n_epochs: int | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Train the VAE, then the diffusion prior on its latents.
@@ -82,11 +88,24 @@ class StagedTrainingMixin:
             Passed to :class:`~diffvi.train.DiffusionTrainingPlan`.
         train_size, validation_size, shuffle_set_split, load_sparse_tensor, datasplitter_kwargs
             The split, as in :meth:`scvi.model.SCVI.train`; both stages use the same one.
+        ckpt_path
+            Folder in which the progress of both stages is kept. The same call, also in a new process, goes on where one was cut off, and does nothing when
+            all is done.
+        ckpt_every_n_epochs
+            Epochs between checkpoints, which is what a crash can lose; ``None`` for about 20 checkpoints a stage.
         **trainer_kwargs
             Passed to :class:`scvi.train.Trainer` in both stages, such as ``logger`` or ``callbacks``.
 
         Raises
         ------
+        TrainingError
+            If the loss is not finite any more. The model keeps its last good weights.
+        OutOfMemoryError
+            If the memory does not suffice; the message names what to lower.
+        InvalidInputError
+            If ``ckpt_path`` holds the progress of another training.
+        OutputFileError
+            If ``ckpt_path`` cannot be written.
         KeyboardInterrupt
             If interrupted. The model stays usable and can be saved; ``repr(model)`` tells which stage
             is done.
@@ -103,6 +122,8 @@ class StagedTrainingMixin:
             shuffle_set_split=shuffle_set_split,
             load_sparse_tensor=load_sparse_tensor,
             datasplitter_kwargs=datasplitter_kwargs,
+            ckpt_path=ckpt_path,
+            ckpt_every_n_epochs=ckpt_every_n_epochs,
             **trainer_kwargs,
         )
         self.train_diffusion(
@@ -112,10 +133,19 @@ class StagedTrainingMixin:
             batch_size=batch_size_diffusion,
             early_stopping=early_stopping,
             plan_kwargs=diffusion_plan_kwargs,
+            ckpt_path=ckpt_path,
+            ckpt_every_n_epochs=ckpt_every_n_epochs,
             **trainer_kwargs,
         )
 
-    def train_vae(self, max_epochs: int | None = None, batch_size: int = 128, **kwargs: Any) -> None:
+    def train_vae(
+        self,
+        max_epochs: int | None = None,
+        batch_size: int = 128,
+        ckpt_path: str | Path | None = None,
+        ckpt_every_n_epochs: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Train stage 1 alone; the arguments are those of :meth:`train` for this stage.
 
         Resets the status of stage 2, whose prior belongs to the old latents.
@@ -134,10 +164,57 @@ class StagedTrainingMixin:
             kwargs["plan_kwargs"] = {**label, **(kwargs.get("plan_kwargs") or {})}
         if self.KL_WEIGHT != 1:
             kwargs["plan_kwargs"] = {"max_kl_weight": self.KL_WEIGHT, **(kwargs.get("plan_kwargs") or {})}
+        told = {
+            "max_epochs": max_epochs,
+            "batch_size": batch_size,
+            "settings": digest(kwargs.get("plan_kwargs"), size, held_out),
+        }
+        progress = self._progress("vae", ckpt_path, ckpt_every_n_epochs, told)
+        if progress is not None:
+            if progress.is_done:
+                return self._adopt(progress)
+            if progress.split is not None:
+                given = kwargs.get("datasplitter_kwargs") or {}
+                kwargs["datasplitter_kwargs"] = {**given, "external_indexing": progress.split}
         self.module.train()
         self.stages_ = {**self.stages_, "diffusion": {"status": "not trained", "epochs": 0}}
         # By name: some scvi models have a `train` with the arguments of a plan of their own.
-        UnsupervisedTrainingMixin.train(self, max_epochs=max_epochs, batch_size=batch_size, **kwargs)  # type: ignore[arg-type]
+        UnsupervisedTrainingMixin.train(self, max_epochs=max_epochs, batch_size=batch_size, progress=progress, **kwargs)  # type: ignore[arg-type]
+        if progress is not None:
+            progress.finish(self)
+
+    def _progress(
+        self, stage: str, folder: str | Path | None, every: int | None, told: dict[str, Any]
+    ) -> StageProgress | None:
+        """Where the progress of a stage is kept."""
+        if folder is None:
+            return None
+        every = None if every is None else positive_int("ckpt_every_n_epochs", every)
+        adata = self._require_data()
+        request = {
+            "model": type(self).__name__,
+            "arguments": digest(self.init_params_),  # type: ignore[attr-defined]
+            "cells": digest(adata.obs_names.tolist()),
+            "genes": digest(list(map(str, self.get_var_names()))),  # type: ignore[attr-defined]
+            **told,
+        }
+        return StageProgress(folder, stage, request, every)
+
+    def _weights(self, prior: bool = True) -> list[np.ndarray]:
+        """Everything that the module holds, with or without the prior."""
+        state = self.module.state_dict().items()
+        return [
+            v.cpu().numpy() for n, v in state if isinstance(v, torch.Tensor) and (prior or not n.startswith("prior."))
+        ]
+
+    def _adopt(self, progress: StageProgress) -> None:
+        """Become the model that a stage ended with."""
+        done: Any = type(self).load(str(progress.model), adata=False)  # type: ignore[attr-defined]
+        self.module.load_state_dict(done.module.state_dict())
+        for name, value in vars(done).items():
+            if name.endswith("_") and name not in ("registry_", "init_params_"):
+                setattr(self, name, value)
+        self.module.eval()
 
     def train_diffusion(
         self,
@@ -147,6 +224,8 @@ class StagedTrainingMixin:
         batch_size: int = 256,
         early_stopping: bool = False,
         plan_kwargs: dict[str, Any] | None = None,
+        ckpt_path: str | Path | None = None,
+        ckpt_every_n_epochs: int | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Train stage 2 alone, on the latents of a VAE that is trained already.
@@ -159,6 +238,15 @@ class StagedTrainingMixin:
         """
         self._require_data()
         self._require("vae")  # type: ignore[attr-defined]
+        told = {
+            "max_epochs": max_epochs,
+            "batch_size": batch_size,
+            "settings": digest(plan_kwargs, early_stopping),
+            "vae": digest(*self._weights(prior=False)),
+        }
+        progress = self._progress("diffusion", ckpt_path, ckpt_every_n_epochs, told)
+        if progress is not None and progress.is_done:
+            return self._adopt(progress)
         latents, table = self._latent_data()  # type: ignore[attr-defined]
         split = self._split(len(latents.mean))
         if self.replay_ is not None:
@@ -188,9 +276,12 @@ class StagedTrainingMixin:
                 max_epochs,
                 accelerator=accelerator,
                 devices=devices,
+                progress=progress,
                 **trainer_kwargs,
             )()
         self._finish_diffusion()
+        if progress is not None:
+            progress.finish(self)
 
     def _finish_diffusion(self) -> None:
         """What a model still has to fit when the prior is trained."""
@@ -263,7 +354,5 @@ def _watch(trainer_kwargs: dict[str, Any], metric: str, max_epochs: int, validat
         trainer_kwargs.setdefault("check_val_every_n_epoch", every)
 
 
-def _tensor(values: np.ndarray, module: Any) -> Any:
-    import torch
-
+def _tensor(values: np.ndarray, module: Any) -> torch.Tensor:
     return torch.as_tensor(values, dtype=torch.float32, device=next(module.parameters()).device)

@@ -7,6 +7,11 @@ from lightning.pytorch import LightningModule, Trainer
 from scvi.train import TrainRunner
 from scvi.train._progress import ProgressBar
 
+from diffvi._exceptions import memory_told
+
+from ._guards import LossGuard
+from ._progress import StageProgress
+
 
 class StageProgressBar(ProgressBar):
     """scvi's bar, with the stage's name before the epoch."""
@@ -36,15 +41,26 @@ class StageTrainRunner(TrainRunner):
         The model; its ``stages_`` gets an entry for this stage.
     training_plan, data_splitter, max_epochs, **kwargs
         As in :class:`scvi.train.TrainRunner`.
+    progress
+        Where the stage's progress is kept, if anywhere.
     """
 
     stage = "vae"
 
     def __init__(
-        self, model: Any, training_plan: LightningModule, data_splitter: Any, max_epochs: int, **kwargs: Any
+        self,
+        model: Any,
+        training_plan: LightningModule,
+        data_splitter: Any,
+        max_epochs: int,
+        progress: StageProgress | None = None,
+        **kwargs: Any,
     ) -> None:
         # scvi appends to the list it is given, and the caller's list serves both stages.
-        kwargs["callbacks"] = list(kwargs.get("callbacks") or [])
+        kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), LossGuard(self.stage)]
+        if progress is not None:
+            kwargs["callbacks"].append(progress)
+            kwargs["ckpt_path"] = progress.resumes_from
         if kwargs.get("enable_progress_bar", True) and kwargs.pop("simple_progress_bar", True):
             label = {"vae": "VAE", "diffusion": "Diffusion prior"}[self.stage]
             kwargs["callbacks"].append(StageProgressBar(label))
@@ -55,7 +71,8 @@ class StageTrainRunner(TrainRunner):
         model = self.model
         status = "interrupted"
         try:
-            self.trainer.fit(self.training_plan, self.data_splitter, ckpt_path=self.ckpt_path)
+            with memory_told("batch_size", getattr(self.data_splitter, "data_loader_kwargs", {}).get("batch_size")):
+                self.trainer.fit(self.training_plan, self.data_splitter, ckpt_path=self.ckpt_path)
             status = "done"
         except SystemExit as error:
             # Lightning turns Ctrl-C into sys.exit, which would end the user's session.
