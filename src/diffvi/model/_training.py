@@ -180,7 +180,7 @@ class StagedTrainingMixin:
         self.stages_ = {**self.stages_, "diffusion": {"status": "not trained", "epochs": 0}}
         # By name: some scvi models have a `train` with the arguments of a plan of their own.
         UnsupervisedTrainingMixin.train(self, max_epochs=max_epochs, batch_size=batch_size, progress=progress, **kwargs)  # type: ignore[arg-type]
-        if progress is not None:
+        if progress is not None and self.trainer.is_global_zero:  # type: ignore[attr-defined]
             progress.finish(self)
 
     def _progress(
@@ -280,7 +280,7 @@ class StagedTrainingMixin:
                 **trainer_kwargs,
             )()
         self._finish_diffusion()
-        if progress is not None:
+        if progress is not None and self.trainer.is_global_zero:  # type: ignore[attr-defined]
             progress.finish(self)
 
     def _finish_diffusion(self) -> None:

@@ -57,8 +57,8 @@ class StageProgress(Callback):
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / f".{stage}.tried").touch()
-            (self.folder / f".{stage}.tried").unlink()
+            if not os.access(self.folder, os.W_OK):
+                raise PermissionError("the folder is read-only")
         except OSError as error:
             raise OutputFileError(f"`ckpt_path`: cannot write to {str(self.folder)!r} ({error}).") from error
 
@@ -98,7 +98,9 @@ class StageProgress(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         split = [getattr(data, f"{name}_idx", None) for name in ("train", "val", "test")]
         rows = [[] if r is None else np.asarray(r).tolist() for r in split]
-        if trainer.is_global_zero and self._told() is None:
+        if not trainer.is_global_zero:
+            return
+        if self._told() is None:
             write_text(self.folder / f"{self.stage}.json", json.dumps({"request": self.request, "split": rows}))
         experiment = getattr(trainer.logger, "experiment", None)
         if self.history and hasattr(experiment, "data"):
@@ -125,13 +127,17 @@ class StageProgress(Callback):
             ) from error
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Every process has to ask, as the answer is a mean over them.
+        metrics = dict(trainer.callback_metrics)
+        if not trainer.is_global_zero:
+            return
         history: dict[str, Any] = getattr(trainer.logger, "history", None) or {}
         told: dict[str, dict[str, list[float]]] = {
             name: {"at": [int(i) for i in table.index], "value": [float(v) for v in table.iloc[:, 0]]}
             for name, table in history.items()
         }
         # What this epoch logs is on its way.
-        for name, value in trainer.callback_metrics.items():
+        for name, value in metrics.items():
             held = told.setdefault(name, {"at": [], "value": []})
             if trainer.current_epoch not in held["at"] and (name in history or not history):
                 held["at"].append(trainer.current_epoch)
