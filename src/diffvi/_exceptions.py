@@ -64,7 +64,8 @@ def listed(values: Iterable[Any], most: int = 12) -> str:
 def one_of(argument: str, value: Any, allowed: Iterable[Any]) -> Any:
     """Return ``value`` if it is allowed, else raise naming the argument, the value and the choices."""
     allowed = list(allowed)
-    if value in allowed:
+    # Not by `in`: comparing an array gives an array.
+    if any(isinstance(value, type(a)) and value == a for a in allowed):
         return value
     close = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -14,6 +14,9 @@ from diffvi.nn import Attribute, columns
 
 from ._perturbations import PerturbationCoder
 
+MAX_GUIDANCE = 1000
+"""Largest guidance scale; far larger ones would overflow."""
+
 
 @dataclass
 class ConditionVocabulary:
@@ -226,8 +229,11 @@ class ConditionVocabulary:
     def scales(self, guidance_scale: float | Mapping[str, float]) -> list[float]:
         """One guidance scale for each attribute, from a number or a mapping by name (1 where not named)."""
         given = guidance_scale if isinstance(guidance_scale, Mapping) else dict.fromkeys(self.entries, guidance_scale)
-        for name, value in given.items():
+        for name in given:
             one_of("guidance_scale", name, self.entries)
-            if not isinstance(value, int | float | np.number) or not np.isfinite(value) or value < 0:
-                raise InvalidInputError(f"`guidance_scale` must be a finite number of at least 0; got {value!r}.")
+        for value in given.values() if isinstance(guidance_scale, Mapping) else [guidance_scale]:
+            if not isinstance(value, int | float | np.number) or not 0 <= value <= MAX_GUIDANCE:
+                raise InvalidInputError(
+                    f"`guidance_scale` must be a finite number of at least 0 and at most {MAX_GUIDANCE}; got {value!r}."
+                )
         return [float(given.get(name, 1.0)) for name in self.entries]

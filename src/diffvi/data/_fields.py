@@ -22,9 +22,20 @@ from ._conditions import ConditionVocabulary
 CONDITIONS_KEY = "diffvi_conditions"
 
 
+def check_names(argument: str, value: Any, several: bool = False) -> None:
+    """Raise unless ``value`` is a name, or ``several`` of them in a list, or None."""
+    if value is None or (isinstance(value, str) and not several):
+        return
+    if several and isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return
+    allowed = "a list of names" if several else "a name"
+    raise InvalidInputError(f"`{argument}` must be None or {allowed}; got {value!r}.")
+
+
 def check_obs_columns(adata: AnnData, **columns: str | Sequence[str] | None) -> None:
-    """Raise if a column that an argument names is not in ``adata.obs``."""
+    """Raise if an argument that names a column, or a list of them (``..._keys``), does not, or the column is not in ``adata.obs``."""
     for argument, keys in columns.items():
+        check_names(argument, keys, several=argument.endswith("_keys"))
         for key in [keys] if isinstance(keys, str) else keys or []:
             if key not in adata.obs:
                 raise InvalidInputError(f"`{argument}`: adata.obs has no column {key!r}; it has {listed(adata.obs)}.")
@@ -36,6 +47,20 @@ def check_complete(adata: AnnData, **columns: str | None) -> None:
         if key is not None and (n := int(adata.obs[key].isna().sum())):
             raise InvalidInputError(
                 f"`{argument}`: adata.obs[{key!r}] has no value (NaN) for {n} of {adata.n_obs} cells."
+            )
+
+
+def check_numbers(adata: AnnData, **columns: str | None) -> None:
+    """Raise if a column that needs finite numbers holds something else."""
+    for argument, key in columns.items():
+        if key is None:
+            continue
+        column = adata.obs[key]
+        if not pd.api.types.is_numeric_dtype(column):
+            raise InvalidInputError(f"`{argument}`: adata.obs[{key!r}] must hold numbers; it holds {column.dtype}.")
+        if n := int((~np.isfinite(column.to_numpy(float))).sum()):
+            raise InvalidInputError(
+                f"`{argument}`: adata.obs[{key!r}] has NaN or infinite values for {n} of {adata.n_obs} cells."
             )
 
 
@@ -80,9 +105,8 @@ class CountsField(fields.LayerField):
     def validate_field(self, adata: AnnData) -> None:
         if _ADATA_MINIFY_TYPE_UNS_KEY not in adata.uns:
             check_counts(adata, self.attr_key)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not contain unnormalized count data")
-            super().validate_field(adata)
+        # Without scvi's check of a few values, which does not know sparse arrays.
+        super(fields.LayerField, self).validate_field(adata)
 
     def register_field(self, adata: AnnData) -> dict:
         state = super().register_field(adata)
@@ -248,6 +272,9 @@ def scvi_fields(
     A ``query`` that is registered with a model that is trained already may lack labels and conditions. ``context_keys``
     are conditions that hold categories, as labels and batch do; ``sets`` are further ones: see :class:`ConditionsField`.
     """
+    check_names("layer", layer)
+    for argument, keys in (("labels_key", labels_key), ("condition_keys", condition_keys)):
+        check_names(argument, keys, several=argument.endswith("_keys"))
     categorical = [key for key in (labels_key, batch_key, *(context_keys or ())) if key is not None]
     if not query:
         check_obs_columns(adata, labels_key=labels_key, condition_keys=condition_keys)
@@ -259,12 +286,12 @@ def scvi_fields(
         continuous_covariate_keys=continuous_covariate_keys,
     )
     check_complete(adata, batch_key=batch_key, size_factor_key=size_factor_key)
-    for argument, keys in (
-        ("categorical_covariate_keys", categorical_covariate_keys),
-        ("continuous_covariate_keys", continuous_covariate_keys),
-    ):
-        for key in keys or ():
-            check_complete(adata, **{argument: key})
+    check_numbers(adata, size_factor_key=size_factor_key)
+    for key in categorical_covariate_keys or ():
+        check_complete(adata, categorical_covariate_keys=key)
+    for key in continuous_covariate_keys or ():
+        check_complete(adata, continuous_covariate_keys=key)
+        check_numbers(adata, continuous_covariate_keys=key)
     if size_factor_key is not None and not (adata.obs[size_factor_key] > 0).all():
         raise InvalidInputError(f"`size_factor_key`: adata.obs[{size_factor_key!r}] has values that are not positive.")
     return [

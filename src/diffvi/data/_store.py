@@ -21,7 +21,7 @@ from diffvi._exceptions import InvalidInputError, OutputFileError
 
 ALIGNED = ("X", "obs", "obsm", "layers")
 """Elements of an AnnData with a row for each cell."""
-MIN_CHUNK = 1 << 20
+MIN_CHUNK = 1 << 18
 """Length of the chunks of arrays whose length is not known beforehand."""
 
 

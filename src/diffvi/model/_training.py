@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scvi import settings
 from scvi.dataloaders import DataSplitter
+from scvi.dataloaders._data_splitting import validate_data_split
 from scvi.model._utils import use_distributed_sampler
 from scvi.model.base import UnsupervisedTrainingMixin
 
@@ -151,12 +152,14 @@ class StagedTrainingMixin:
         Resets the status of stage 2, whose prior belongs to the old latents.
         """
         adata = self._require_data()
+        batch_size = positive_int("batch_size", batch_size)
+        max_epochs = None if max_epochs is None else positive_int("max_epochs", max_epochs)
         if max_epochs is None:
             max_epochs = epochs_for(self.VAE_STEPS, 0.9 * adata.n_obs, batch_size, most=1000)
         external = (kwargs.get("datasplitter_kwargs") or {}).get("external_indexing")
         size, held_out = kwargs.get("train_size"), kwargs.get("validation_size")
-        validates = len(external[1]) > 0 if external else held_out != 0 and (held_out or (size or 0.9) < 1)
-        _watch(kwargs, "elbo_validation", max_epochs, bool(validates))
+        n_held_out = len(external[1]) if external else _n_validation(adata.n_obs, batch_size, size, held_out)
+        _watch(kwargs, "elbo_validation", max_epochs, n_held_out > 0)
         key = self.registry_["setup_args"].get("labels_key")
         if self.CLASSIFY_LABELS and key in self.vocabulary.entries:
             n_labels = len(self.vocabulary.entries[key].get("categories", []))
@@ -238,6 +241,8 @@ class StagedTrainingMixin:
         """
         self._require_data()
         self._require("vae")  # type: ignore[attr-defined]
+        batch_size = positive_int("batch_size", batch_size)
+        max_epochs = None if max_epochs is None else positive_int("max_epochs", max_epochs)
         told = {
             "max_epochs": max_epochs,
             "batch_size": batch_size,
@@ -338,6 +343,22 @@ class StagedTrainingMixin:
         finally:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
+
+
+def _n_validation(n_obs: int, batch_size: int, train_size: Any, validation_size: Any) -> int:
+    """Number of validation cells, as scvi splits them; raises if none are left to train on."""
+    given = 0.9 if train_size is None else train_size
+    try:
+        n_train, n_val = validate_data_split(n_obs, given, validation_size, batch_size, False, train_size is None)
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(
+            f"`train_size={train_size!r}` and `validation_size={validation_size!r}` do not split {n_obs} cells ({error})."
+        ) from error
+    if n_train < 1:
+        raise InvalidInputError(
+            f"`adata` has {n_obs} cell(s), of which none is left to train on; `train` needs at least 3."
+        )
+    return int(n_val)
 
 
 def epochs_for(n_steps: int, n_cells: float, batch_size: int, most: int) -> int:
