@@ -110,8 +110,9 @@ class CountsField(fields.LayerField):
 
     def register_field(self, adata: AnnData) -> dict:
         state = super().register_field(adata)
-        if _ADATA_MINIFY_TYPE_UNS_KEY not in adata.uns and not getattr(adata, "isbacked", False):
-            x = self.get_field_data(adata)
+        x = self.get_field_data(adata)
+        # Of data that stays on the disk nobody waits for all sums.
+        if _ADATA_MINIFY_TYPE_UNS_KEY not in adata.uns and (isinstance(x, np.ndarray) or sparse.issparse(x)):
             silent = adata.var_names[np.asarray(x.sum(0)).ravel() == 0]
             if len(silent):
                 warnings.warn(
