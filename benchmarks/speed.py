@@ -2,6 +2,7 @@
 
 Run: python benchmarks/speed.py training DATA [--threads 1]     both stages beside `scvi.model.SCVI.train()` as it comes
      python benchmarks/speed.py profile DATA                    where a stage's time goes
+     python benchmarks/speed.py steps DATA                      quality and time of samplers with few evaluations, distilled ones too
      python benchmarks/speed.py memory                          peak memory of generation to disk, 10,000 to 200,000 cells
      python benchmarks/speed.py scale [--cells 100000 ...]      training on simulated cells in a file, memory and time
      python benchmarks/speed.py --help
@@ -31,7 +32,12 @@ import scvi
 import torch
 from scipy import sparse
 
+from diffvi._random import CellStreams
+from diffvi.benchmark import split_cells
+from diffvi.data import TrainingTable
+from diffvi.metrics import classifier_two_sample, energy_distance
 from diffvi.model import LatentDiffusionSCVI
+from diffvi.process import get_sampler
 
 QUIET = {"enable_progress_bar": False}
 
@@ -92,6 +98,73 @@ def profile(arguments: argparse.Namespace) -> None:
         pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(25)
         print(f"== {stage}: {time.perf_counter() - start:.1f} s for 10 epochs of {adata.n_obs} cells")
         print("\n".join(line[:140] for line in text.getvalue().splitlines()[6:]))
+
+
+SAMPLERS = (("heun", 5), ("heun", 3), ("heun", 2), ("dpmpp_2m", 6), ("dpmpp_2m", 4), ("dpmpp_2m", 2), ("ddim", 2))
+
+
+def steps(arguments: argparse.Namespace) -> None:
+    """Each sampler from the same noise: how far from the exact solution, how real the cells, and how long it takes."""
+    adata = ad.read_h5ad(Path(arguments.data) / "pbmc_facs_zheng2017.h5ad")
+    train, test = split_cells(adata, "cell_type")
+    scvi.settings.seed = 0
+    torch.set_num_threads(arguments.threads)
+    LatentDiffusionSCVI.setup_anndata(train, labels_key="cell_type")
+    model = LatentDiffusionSCVI(train)
+    model.train(**QUIET)
+    prior = model.module.prior
+    labels = test.obs["cell_type"].tolist()
+    start = torch.randn(4000, prior.d)
+    codes = torch.as_tensor(model._request_cells(4000, {"cell_type": (labels * 10)[:4000]}, seed=0).codes)
+    truth = prior.standardise(prior.sample(start, codes, get_sampler("heun"), 50))
+    second = prior.standardise(prior.sample(torch.randn(4000, prior.d), codes, get_sampler("heun"), 50))
+    rows = []
+
+    def score(name: str, n_steps: int, evaluations: int, extra: float = 0.0) -> None:
+        network = prior.few_steps.denoiser if name == "distilled" else None
+        sampler = get_sampler("ddim" if name == "distilled" else name)
+        x = prior.standardise(prior.sample(start, codes, sampler, n_steps, network=network))
+        asked = {"conditions": {"cell_type": labels}, "sampler": name, "n_steps": n_steps}
+        auc = [classifier_two_sample(test.X, model.generate(len(labels), seed=s, **asked).X, seed=s) for s in range(3)]
+        begin = time.perf_counter()
+        model.generate(8192, sampler=name, n_steps=n_steps, seed=0)
+        rows.append(
+            {
+                "sampler": name,
+                "steps": n_steps,
+                "evaluations": evaluations,
+                "rms": float((x - truth).square().mean().sqrt()),
+                "energy": energy_distance(x.numpy(), second.numpy()),
+                "RF AUC": np.mean(auc),
+                "sd": np.std(auc),
+                "generate 8,192": time.perf_counter() - begin,
+                "over decoding": (time.perf_counter() - begin) / decoding,
+                "distilling": extra,
+            }
+        )
+        print(pd.DataFrame(rows).round(3).to_string(index=False), flush=True)
+
+    decoding = decoding_seconds(model, 8192)
+    print(f"decoding and drawing counts alone: {decoding:.2f} s for 8,192 cells x {train.n_vars} genes")
+    print(f"RF AUC of two halves of the test cells: {classifier_two_sample(test.X[::2], test.X[1::2]):.3f}")
+    for name, n_steps in SAMPLERS:
+        score(name, n_steps, n_steps * (2 if name == "heun" else 1))
+    for n_steps in (1, 2, 4):
+        begin = time.perf_counter()
+        model.distill(n_steps, show_progress=False)
+        score("distilled", n_steps, n_steps, time.perf_counter() - begin)
+
+
+def decoding_seconds(model: LatentDiffusionSCVI, n_obs: int) -> float:
+    """Decoding and drawing counts of cells whose states are there."""
+    table, state = TrainingTable(**model.training_table_), model.module.prior.shift.expand(2048, -1).clone()
+    some = table.subset(np.zeros(2048, dtype=int))
+    with torch.inference_mode():
+        model._draw_cells(state, some, CellStreams(0, np.arange(2048)))
+        begin = time.perf_counter()
+        for first in range(0, n_obs, 2048):
+            model._draw_cells(state, some, CellStreams(0, np.arange(first, first + 2048)))
+    return time.perf_counter() - begin
 
 
 def peak() -> float:
@@ -196,10 +269,10 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("training", "profile", "memory", "scale"):
+    for name in ("training", "profile", "steps", "memory", "scale"):
         command = commands.add_parser(name)
         command.add_argument("--threads", type=int, default=1)
-        if name in ("training", "profile"):
+        if name in ("training", "profile", "steps"):
             command.add_argument("data", help="folder of real data")
         else:
             command.add_argument("--cells", type=int, nargs="*")
@@ -211,7 +284,8 @@ def main() -> None:
     if arguments.command == "task":
         print(json.dumps({"stream": stream, "fit": fit}[arguments.name](**arguments.kwargs)))
     else:
-        {"training": training, "profile": profile, "memory": memory, "scale": scale}[arguments.command](arguments)
+        commands_ = {"training": training, "profile": profile, "steps": steps, "memory": memory, "scale": scale}
+        commands_[arguments.command](arguments)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from diffvi.data import TrainingTable, sample_counts
 from diffvi.data._store import PartStore, digest
 from diffvi.process import SAMPLERS, get_sampler
 
+from ._distillation import DISTILLED
 from ._requests import CellRequest, log_library_of
 
 DEFAULT_STEPS = {"ddpm": 1000, "ddim": 20, "euler": 20, "heun": 5, "dpmpp_2m": 16}
@@ -69,6 +70,7 @@ class GenerationMixin:
         sampler
             ``"heun"``, ``"dpmpp_2m"``, ``"ddim"``, ``"euler"`` or ``"ddpm"``; ``None`` for Heun, or for
             DPM-Solver++(2M) where the denoiser predicts the data, whose drift is inexact near the data.
+            ``"distilled"`` takes one to four evaluations: see :meth:`distill`.
         library_size
             ``None``: generated together with the latent. ``"empirical"``: that of a random training cell
             with the same conditions. A number, or one for each cell: expected total counts (the size
@@ -141,13 +143,17 @@ class GenerationMixin:
         """The arguments of :meth:`generate`, checked; without a seed that of a call to the same ``path`` that was cut off."""
         self._require("diffusion")  # type: ignore[attr-defined]
         n_obs, batch_size = positive_int("n_obs", n_obs), positive_int("batch_size", batch_size)
-        sampler, n_steps = self._sampler(sampler, n_steps)
+        vocabulary = self.vocabulary  # type: ignore[attr-defined]
+        scales = vocabulary.scales(guidance_scale)
+        if sampler == DISTILLED:
+            n_steps = self._few_steps(n_steps, scales)  # type: ignore[attr-defined]
+        else:
+            sampler, n_steps = self._sampler(sampler, n_steps)
         if seed is None and path is not None and not overwrite:
             seed = (PartStore.earlier_request(path) or {}).get("seed")
-        vocabulary = self.vocabulary  # type: ignore[attr-defined]
         return CellRequest(
             codes=vocabulary.encode(conditions, n_obs),
-            scales=vocabulary.scales(guidance_scale),
+            scales=scales,
             sampler=sampler,
             n_steps=n_steps,
             log_library=log_library_of(library_size, n_obs),
@@ -219,10 +225,11 @@ class GenerationMixin:
         state = prior.sample(
             streams.normal(prior.d).to(device),
             torch.as_tensor(codes, device=device),
-            get_sampler(request.sampler),
+            get_sampler("ddim" if request.sampler == DISTILLED else request.sampler),
             request.n_steps,
             request.scales,
             noise=lambda: streams.normal(prior.d).to(device),
+            network=prior.few_steps.denoiser if request.sampler == DISTILLED else None,
         )
         if request.log_library is not None:
             fixed = table.log_library if isinstance(request.log_library, str) else request.log_library

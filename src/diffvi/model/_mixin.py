@@ -21,6 +21,7 @@ from diffvi.data._fields import CONDITIONS_KEY, ConditionsField
 from diffvi.module import LatentPrior
 from diffvi.nn import Attribute
 
+from ._distillation import DistillationMixin
 from ._files import SafeFilesMixin
 from ._generation import GenerationMixin
 from ._training import StagedTrainingMixin
@@ -28,7 +29,7 @@ from ._training import StagedTrainingMixin
 NOT_TRAINED = "not trained"
 
 
-class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, SafeFilesMixin):
+class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, DistillationMixin, SafeFilesMixin):
     """A diffusion prior on top of an scvi model; put it before the scvi class in the bases.
 
     A subclass calls :meth:`_add_prior` at the end of its ``__init__`` and sets ``init_params_`` itself.

@@ -180,6 +180,7 @@ class StagedTrainingMixin:
                 given = kwargs.get("datasplitter_kwargs") or {}
                 kwargs["datasplitter_kwargs"] = {**given, "external_indexing": progress.split}
         self.module.train()
+        self.module.prior.few_steps = None
         self.stages_ = {**self.stages_, "diffusion": {"status": "not trained", "epochs": 0}}
         # By name: some scvi models have a `train` with the arguments of a plan of their own.
         UnsupervisedTrainingMixin.train(self, max_epochs=max_epochs, batch_size=batch_size, progress=progress, **kwargs)  # type: ignore[arg-type]
@@ -213,6 +214,7 @@ class StagedTrainingMixin:
     def _adopt(self, progress: StageProgress) -> None:
         """Become the model that a stage ended with."""
         done: Any = type(self).load(str(progress.model), adata=False)  # type: ignore[attr-defined]
+        self.module.prior.few_steps = None
         self.module.load_state_dict(done.module.state_dict())
         for name, value in vars(done).items():
             if name.endswith("_") and name not in ("registry_", "init_params_"):
@@ -252,6 +254,7 @@ class StagedTrainingMixin:
         progress = self._progress("diffusion", ckpt_path, ckpt_every_n_epochs, told)
         if progress is not None and progress.is_done:
             return self._adopt(progress)
+        self.module.prior.few_steps = None
         latents, table = self._latent_data()  # type: ignore[attr-defined]
         split = self._split(len(latents.mean))
         if self.replay_ is not None:

@@ -1,5 +1,6 @@
 """The latent prior, what it starts from where perturbations move cells or one modality is known, and the multimodal VAE."""
 
+from ._distillation import FewSteps, distil
 from ._effects import EffectProcess, EffectWeights
 from ._kernel_path import KernelPath, ProteinFeatures, RNAFeatures
 from ._kriging import LocalKriging, RandomField
@@ -12,6 +13,7 @@ __all__ = [
     "ORIGIN",
     "EffectProcess",
     "EffectWeights",
+    "FewSteps",
     "Frames",
     "KernelPath",
     "LatentPrior",
@@ -22,4 +24,5 @@ __all__ = [
     "RandomField",
     "Responses",
     "Surroundings",
+    "distil",
 ]

@@ -14,7 +14,9 @@ from diffvi.nn import Attribute, Denoiser, columns
 from diffvi.nn._conditions import drop_conditions
 from diffvi.process import get_path, ode_log_prob
 from diffvi.process._paths import PREDICTIONS, Prediction
-from diffvi.process._samplers import Noise, Sampler
+from diffvi.process._samplers import Denoise, Noise, Sampler
+
+from ._distillation import FewSteps
 
 ORIGIN = "origin"
 """Name of the vector attribute that holds a state to start from, in the units of the data."""
@@ -91,6 +93,7 @@ class LatentPrior(nn.Module):
 
         self.ema = AveragedModel(self.denoiser, avg_fn=_WarmedUpAverage(ema_decay))
         self.ema.requires_grad_(False)
+        self.few_steps: FewSteps | None = None
         for name, value in (("shift", 0.0), ("scale", 1.0), ("low", -10.0), ("high", 10.0)):
             self.register_buffer(name, torch.full((d,), value))
 
@@ -197,7 +200,20 @@ class LatentPrior(nn.Module):
         """Average the current weights in; call it after every optimiser step."""
         self.ema.update_parameters(self.denoiser)
 
-    def estimate(self, x: Tensor, t: Tensor, codes: Tensor, guidance: Sequence[float] | float = 1.0) -> Tensor:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # What was distilled is there only in some models.
+        if self.few_steps is None and f"{prefix}few_steps.steps" in state_dict:
+            self.few_steps = FewSteps(self._averaged, 1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def estimate(
+        self,
+        x: Tensor,
+        t: Tensor,
+        codes: Tensor,
+        guidance: Sequence[float] | float = 1.0,
+        network: nn.Module | None = None,
+    ) -> Tensor:
         r"""Expected data given the noisy state, by the averaged weights, with classifier-free guidance.
 
         With attributes :math:`c_1, \dots, c_K` and scales :math:`s_k`,
@@ -217,16 +233,29 @@ class LatentPrior(nn.Module):
             Attribute codes, NaN where not given.
         guidance
             One scale for all attributes, or one for each.
+        network
+            A denoiser to use instead of that with the averaged weights.
         """
         t = t.expand(len(x))
         codes, _ = self._with_origin(codes)
         weighted = _guided_codes(codes, guidance, self.attributes)
         stacked = torch.cat([c for _, c in weighted])
         times, repeats = t.repeat(len(weighted)), (len(weighted), 1)
-        output = self.ema(x.repeat(*repeats), times, stacked)
+        output = (self.ema if network is None else network)(x.repeat(*repeats), times, stacked)
         data = self.path.data_from(self.prediction, output, x.repeat(*repeats), times)
         parts = data.chunk(len(weighted))
         return sum((w * p for (w, _), p in zip(weighted, parts, strict=True)), torch.zeros_like(x))
+
+    def denoise_with(
+        self, codes: Tensor, guidance: Sequence[float] | float = 1.0, network: nn.Module | None = None
+    ) -> Denoise:
+        """What a sampler needs: the data estimate for given attributes, confined to the range of the data."""
+        base = self.standardise(self.mean(codes))
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            return (self.estimate(x, t, codes, guidance, network) + base).clamp(self.low, self.high) - base
+
+        return denoise
 
     @torch.no_grad()
     def sample(
@@ -237,15 +266,13 @@ class LatentPrior(nn.Module):
         n_steps: int,
         guidance: Sequence[float] | float = 1.0,
         noise: Noise | None = None,
+        network: nn.Module | None = None,
     ) -> Tensor:
         """Carry standard normal ``start`` of shape ``(n, d)`` to states in the units of the data."""
-        base = self.standardise(self.mean(codes))
-
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            return (self.estimate(x, t, codes, guidance) + base).clamp(self.low, self.high) - base
-
         kwargs = {} if noise is None else {"noise": noise}
-        return self.restore(base + sampler(denoise, start, self.path.times(n_steps), self.path, **kwargs))
+        denoise = self.denoise_with(codes, guidance, network)
+        x = sampler(denoise, start, self.path.times(n_steps), self.path, **kwargs)
+        return self.restore(self.standardise(self.mean(codes)) + x)
 
     def log_prob(self, u: Tensor, codes: Tensor, n_steps: int) -> Tensor:
         """Log density, in nats, of states in the units of the data, by the probability-flow ODE."""
