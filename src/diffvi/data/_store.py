@@ -229,7 +229,12 @@ def _modalities(group: Any) -> list[str]:
 
 
 def _n_rows(group: Any) -> int:
-    return int(group["obs"][group["obs"].attrs["_index"]].shape[0])
+    return len(_values(group["obs"][group["obs"].attrs["_index"]]))
+
+
+def _values(element: Any) -> Any:
+    """Values of an array, or of one that comes with a mask of missing ones."""
+    return element[:] if isinstance(element, zarr.Array) else element["values"][:]
 
 
 def _append(whole: Any, part: Any, name: str, categories: dict[str, np.ndarray], n: int) -> None:
@@ -262,7 +267,7 @@ def _categories(parts: list[Path]) -> dict[str, np.ndarray]:
         part = _open(path)
         for name in _aligned(part):
             if part[name].attrs.get("encoding-type") == "categorical":
-                known.setdefault(name, []).append(part[name]["categories"][:])
+                known.setdefault(name, []).append(_values(part[name]["categories"]))
     return {
         name: np.array(sorted(set(np.concatenate(values).tolist())), dtype=values[0].dtype)
         for name, values in known.items()
@@ -275,7 +280,7 @@ def _codes(element: Any, categories: np.ndarray | None) -> np.ndarray:
     codes = element["codes"][:]
     if categories is None:
         return codes
-    own = element["categories"][:]
+    own = _values(element["categories"])
     place = pd.Index(categories).get_indexer(own) if len(own) else np.array([-1])
     return np.where(codes < 0, -1, place[np.maximum(codes, 0)]).astype(np.int32)
 
@@ -284,7 +289,12 @@ def _recode(whole: Any, part: Any, name: str, categories: np.ndarray) -> None:
     """Write a categorical with other categories in place of its own."""
     codes = _codes(part[name], categories)
     _replace(whole[name], "codes", codes)
-    _replace(whole[name], "categories", categories)
+    held = whole[name]["categories"]
+    if isinstance(held, zarr.Array):
+        _replace(whole[name], "categories", categories)
+    else:
+        _replace(held, "values", categories)
+        _replace(held, "mask", np.zeros(len(categories), dtype=bool))
 
 
 def _rechunk(whole: Any) -> None:

@@ -162,6 +162,13 @@ def _rewrite_plain(file: Path, save_kwargs: dict[str, Any] | None) -> None:
 
 
 def _plain(value: Any) -> Any:
+    # The strings of pandas 3 are arrays of a kind of their own.
+    if isinstance(value, pd.DataFrame):
+        return pd.DataFrame(value.to_numpy(), index=_plain(value.index), columns=_plain(value.columns))
+    if isinstance(value, pd.Index):
+        return value if isinstance(value.dtype, np.dtype) else value.astype(object)
+    if isinstance(value, pd.api.extensions.ExtensionArray):
+        return np.asarray(value)
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
