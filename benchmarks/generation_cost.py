@@ -64,6 +64,15 @@ def main() -> None:
         decoding = seconds["decode"] + seconds["counts"]
         figures = " | ".join(f"{seconds[k]:.2f} s" for k in seconds)
         print(f"| {denoiser} | {figures} | {seconds['latents'] / decoding:.2f} | {whole / decoding:.2f} |")
+        for n_steps in (1, 2):
+            # One update: what was learned changes nothing about the cost.
+            model.distill(n_steps, n_updates=1, show_progress=False)
+            start = time.perf_counter()
+            model.generate(
+                arguments.cells, {"cell_type": "type_0"}, seed=0, sampler="distilled", batch_size=arguments.batch_size
+            )
+            whole = time.perf_counter() - start
+            print(f"| {denoiser}, distilled to {n_steps} | | | | | | {whole / decoding:.2f} |")
 
 
 if __name__ == "__main__":

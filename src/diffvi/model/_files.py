@@ -85,7 +85,17 @@ class SafeFilesMixin:
         return list(vars(self).items())
 
     @classmethod
-    def load(cls, dir_path: str, adata: Any = None, *args: Any, trust: bool = False, **kwargs: Any) -> Any:
+    def load(
+        cls,
+        dir_path: str,
+        adata: Any = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+        backup_url: str | None = None,
+        trust: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Load a saved model, as in :meth:`scvi.model.SCVI.load`.
 
         A file of PyTorch's kind can run code when it is opened. Here its checksums are tested and it is read as plain data first; one that holds
@@ -98,10 +108,10 @@ class SafeFilesMixin:
         adata
             Data with the model's genes in the model's order; ``None`` for the data saved with the model,
             if any. Generation needs none.
+        accelerator, device, prefix, backup_url, **kwargs
+            As in :meth:`scvi.model.SCVI.load`.
         trust
             Open the file even if it runs code.
-        *args, **kwargs
-            As in :meth:`scvi.model.SCVI.load`.
 
         Raises
         ------
@@ -110,15 +120,15 @@ class SafeFilesMixin:
         InvalidInputError
             If ``adata`` lacks genes or has them in another order.
         """
-        prefix = kwargs.get("prefix") or ""
-        if (url := kwargs.get("backup_url")) is not None:
-            _download(url, dir_path, f"{prefix}{SAVE_KEYS.MODEL_FNAME}")
-        _check_file(dir_path, prefix, trust, cls.__name__)
+        if backup_url is not None:
+            _download(backup_url, dir_path, f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}")
+        _check_file(dir_path, prefix or "", trust, cls.__name__)
+        kwargs |= {"accelerator": accelerator, "device": device, "prefix": prefix, "backup_url": backup_url}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="var_names for adata passed in does not match")
             warnings.filterwarnings("ignore", message="Save path contains no saved anndata")
             try:
-                return super().load(dir_path, adata, *args, **kwargs)  # type: ignore[misc]
+                return super().load(dir_path, adata, **kwargs)  # type: ignore[misc]
             except DiffviError:
                 raise
             except (
