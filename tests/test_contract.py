@@ -303,6 +303,16 @@ def test_cells_on_disk_are_those_in_memory(case, model, tmp_path):
     pd.testing.assert_frame_equal(stored.obs[cells.obs.columns], cells.obs, check_dtype=False)
 
 
+def test_few_steps_work_in_every_model(case, model):
+    model.distill(2, n_updates=2, batch_size=16, show_progress=False)
+    try:
+        cells = model.generate(4, conditions=case.conditions, sampler="distilled", seed=0)
+    finally:
+        model.module.prior.few_steps = None
+    assert _rna(cells).n_obs == 4
+    assert np.isfinite(_rna(cells).layers["normalized"]).all()
+
+
 def test_annotate_writes_in_place_or_into_a_copy(model):
     adata = model.adata.copy()
     copied = model.annotate(adata, copy=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,39 @@ def test_parts_with_other_categories_are_joined(tmp_path):
     assert whole.obs["count"].isna().sum() == 3
     assert whole.obs["word"].astype(str).iloc[[0, 10, 20]].tolist() == names
     assert whole.X[:, 0].tolist() == np.repeat([0, 1, 2], 10).tolist()
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_parts_without_a_single_category_are_joined(tmp_path, empty):
+    store = PartStore(tmp_path / "x.zarr", 2, {})
+    for k in (0, 1):
+        part = numbered(k)
+        part.obs["kind"] = pd.Categorical([None] * 10 if k == empty else ["b", "a"] * 5)
+        store.write(k, part)
+    kinds = ad.read_zarr(store.finish()).obs["kind"]
+    assert kinds.cat.categories.tolist() == ["a", "b"]
+    assert kinds.isna().tolist() == ([True] * 10 + [False] * 10 if empty == 0 else [False] * 10 + [True] * 10)
+
+
+def test_a_removal_that_is_cut_off_leaves_nothing_that_counts(tmp_path, monkeypatch):
+    path, removed, rmtree = tmp_path / "x.zarr", [], shutil.rmtree
+
+    def cut(folder, *args, **kwargs):
+        if ".partial-" in str(folder):
+            removed.append(folder)
+        else:
+            rmtree(folder, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", cut)
+    store = PartStore(path, 1, {"n": 1})
+    store.write(0, numbered(0))
+    store.finish()
+    assert removed
+    # What was to be removed is still there, but does not count as parts of the same request.
+    again = PartStore(path, 1, {"n": 1}, overwrite=True)
+    assert again.missing == [0]
+    again.write(0, numbered(0))
+    assert ad.read_zarr(again.finish()).n_obs == 10
 
 
 def test_a_store_with_missing_parts_is_not_joined(tmp_path):

@@ -81,11 +81,11 @@ def generate_distributed(
 
 
 def _write_part(model_class: Any, store: PartStore, layers: Sequence[str] | None, k: int, part: Any) -> None:
-    model = _loaded(model_class, str(store.folder / MODEL_FOLDER))
+    model = _loaded(model_class, str(store.folder / MODEL_FOLDER), store.request["model"])
     store.write(k, model._generate_part(part, layers))
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model_class: Any, folder: str) -> Any:
-    """The model, which a worker loads once."""
-    return model_class.load(folder, adata=False)
+def _loaded(model_class: Any, folder: str, which: str) -> Any:
+    """The model, which a worker loads once; ``which`` tells it from one that was in the folder before."""
+    return model_class.load(folder, adata=False, trust=True)

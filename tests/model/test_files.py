@@ -69,7 +69,13 @@ def test_files_that_run_code_are_refused(saved, tmp_path, where):
     else:
         content["attack"] = attack
     torch.save(content, file)
-    for call in (load, lambda folder: LatentDiffusionSCVI.load_registry(str(folder))):
+    query = simulate_cells(20, 40, mean_library=400)
+    for call in (
+        load,
+        lambda folder: LatentDiffusionSCVI.load_registry(str(folder)),
+        lambda folder: LatentDiffusionSCVI.load_query_data(query, str(folder)),
+        lambda folder: LatentDiffusionSCVI.prepare_query_anndata(query, str(folder)),
+    ):
         with pytest.raises(
             ModelFileError, match=r"holds more than plain data \(posix.system\): .* would run code .* pass `trust=True`"
         ):
@@ -106,6 +112,30 @@ def test_models_of_other_classes_are_refused(tmp_path):
         load(tmp_path / "plain")
     with pytest.raises(ModelFileError, match="is of another class than LatentDiffusionSCVI"):
         load(tmp_path / "plain", trust=True)
+
+
+def test_arrays_with_objects_in_disguise_are_refused(saved):
+    class Disguised:
+        """A void dtype that claims to hold an object."""
+
+        def __reduce__(self):
+            state = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
+            return np.dtype, ("V8", False, True), state
+
+    content = torch.load(saved / "model.pt", weights_only=False)
+    content["var_names"] = Disguised()
+    torch.save(content, saved / "model.pt")
+    with pytest.raises(ModelFileError, match="holds more than plain data"):
+        load(saved)
+
+
+def test_models_that_need_trust_say_so_when_they_are_saved(tmp_path):
+    adata = simulate_cells(60, 20, mean_library=200)
+    LatentDiffusionSCVI.setup_anndata(adata)
+    model = LatentDiffusionSCVI(adata, extra_decoder_kwargs={"activation_fn": torch.nn.SiLU}, **SMALL)
+    with pytest.warns(UserWarning, match=r"holds more than plain data .*SiLU.*: loading it will need `trust=True`"):
+        model.save(str(tmp_path / "model"))
+    load(tmp_path / "model", trust=True)
 
 
 def test_truncated_files_are_refused(saved):

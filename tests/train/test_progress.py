@@ -87,13 +87,46 @@ def test_what_models_fit_after_training_is_kept_too(tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+def test_the_second_stage_alone_goes_on_with_the_same_cells(tmp_path):
+    first = new()
+    first.train_vae(max_epochs=1, **QUIET)
+    first.save(str(tmp_path / "model"))
+
+    def loaded(seed):
+        scvi.settings.seed = seed
+        return LatentDiffusionSCVI.load(
+            str(tmp_path / "model"), adata=simulate_cells(60, 20, n_types=2, mean_library=200)
+        )
+
+    model, asked = loaded(1), {"max_epochs": 4, "ckpt_path": tmp_path / "run", "ckpt_every_n_epochs": 1, **QUIET}
+    with pytest.raises(RuntimeError, match="power cut"):
+        model.train_diffusion(callbacks=[StopAt("Diffusion", 2)], **asked)
+    table = model.training_table_["log_library"]
+    again = loaded(2)
+    again.train_diffusion(**asked)
+    np.testing.assert_array_equal(again.training_table_["log_library"], table)
+
+
+def test_other_labels_are_another_training(tmp_path):
+    new().train(**EPOCHS, ckpt_path=tmp_path / "run")
+    adata = simulate_cells(120, 20, n_types=2, mean_library=200)
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories(["x", "y"])
+    LatentDiffusionSCVI.setup_anndata(adata, labels_key="cell_type")
+    with pytest.raises(InvalidInputError, match="which differs in setup;"):
+        LatentDiffusionSCVI(adata, **SMALL).train(**EPOCHS, ckpt_path=tmp_path / "run")
+    adata = simulate_cells(120, 20, n_types=2, mean_library=200, seed=5)
+    LatentDiffusionSCVI.setup_anndata(adata, labels_key="cell_type")
+    with pytest.raises(InvalidInputError, match="which differs in counts;"):
+        LatentDiffusionSCVI(adata, **SMALL).train(**EPOCHS, ckpt_path=tmp_path / "run")
+
+
 def test_progress_of_another_training_is_refused(tmp_path):
     new().train(**EPOCHS, ckpt_path=tmp_path / "run")
     with pytest.raises(
         InvalidInputError, match="progress of another training of the vae stage, which differs in max_epochs;"
     ):
         new().train(**{**EPOCHS, "max_epochs": 7}, ckpt_path=tmp_path / "run")
-    with pytest.raises(InvalidInputError, match="which differs in cells;"):
+    with pytest.raises(InvalidInputError, match="which differs in cells, counts;"):
         new(130).train(**EPOCHS, ckpt_path=tmp_path / "run")
     with pytest.raises(InvalidInputError, match="`ckpt_every_n_epochs` must be a whole number"):
         new().train(**{**EPOCHS, "ckpt_every_n_epochs": 0}, ckpt_path=tmp_path / "other")

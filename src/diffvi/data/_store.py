@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import zarr
+from anndata.io import write_elem
 
 from diffvi._exceptions import InvalidInputError, OutputFileError
 
@@ -51,7 +52,7 @@ class PartStore:
     """
 
     def __init__(self, path: str | Path, n_parts: int, request: dict[str, Any], overwrite: bool = False) -> None:
-        self.path, self.n_parts = Path(path), n_parts
+        self.path, self.n_parts, self.request = Path(path), n_parts, request
         self.folder = self.partial_of(self.path)
         self.overwrite = overwrite
         if self.path.exists() and not overwrite:
@@ -65,7 +66,7 @@ class PartStore:
                     "ask for the same to go on with it, or pass `overwrite=True` to start anew."
                 )
             with self.told_on_failure():
-                shutil.rmtree(self.folder, ignore_errors=True)
+                _discard(self.folder)
                 self.folder.mkdir(parents=True)
                 write_text(self.folder / "request.json", json.dumps(request))
 
@@ -111,17 +112,15 @@ class PartStore:
         """Join the parts and put the store in its place."""
         if missing := self.missing:
             raise OutputFileError(f"`path`: {len(missing)} of {self.n_parts} parts of {str(self.path)!r} are missing.")
-        joined = self.folder / "joined.zarr"
+        joined = self.folder / f"joined-{uuid.uuid4().hex}"
         with self.told_on_failure():
-            shutil.rmtree(joined, ignore_errors=True)
             _join([self.part(k) for k in range(self.n_parts)], joined)
             _flush(joined)
-            old = self.folder / "replaced"
             if self.path.exists():
-                os.rename(self.path, old)
+                os.rename(self.path, self.folder / f"replaced-{uuid.uuid4().hex}")
             os.rename(joined, self.path)
             _flush_folder(self.path.parent)
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _discard(self.folder)
         return self.path
 
     @contextlib.contextmanager
@@ -145,8 +144,16 @@ def digest(*parts: Any) -> str:
             h.update(f"{part.dtype}{part.shape}".encode())
             h.update(part.tobytes())
         else:
-            h.update(json.dumps(part, sort_keys=True, default=str).encode())
+            h.update(json.dumps(part, sort_keys=True, default=_told).encode())
     return h.hexdigest()
+
+
+def _told(value: Any) -> str:
+    """What stands for a value that JSON does not hold, in this process and in others."""
+    if isinstance(value, np.ndarray | pd.DataFrame | pd.Series | pd.Index):
+        array = np.asarray(value)
+        return digest(array.tolist() if array.dtype == object else array)
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
 
 
 # ---------------------------------------------------------------- files
@@ -183,6 +190,16 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _discard(folder: Path) -> None:
+    """Remove the parts of a store. First what makes them count: a removal that is cut off leaves parts with holes."""
+    if folder.exists():
+        (folder / "request.json").unlink(missing_ok=True)
+        _flush_folder(folder)
+        trash = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}")
+        os.rename(folder, trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- joining
@@ -268,11 +285,9 @@ def _categories(parts: list[Path]) -> dict[str, np.ndarray]:
         for name in _aligned(part):
             if part[name].attrs.get("encoding-type") == "categorical":
                 known.setdefault(name, []).append(_values(part[name]["categories"]))
-    return {
-        name: np.array(sorted(set(np.concatenate(values).tolist())), dtype=values[0].dtype)
-        for name, values in known.items()
-        if any(not np.array_equal(v, values[0]) for v in values)
-    }
+    differ = {n: values for n, values in known.items() if any(not np.array_equal(v, values[0]) for v in values)}
+    # A part without a single value has an empty list of categories, of whatever type.
+    return {n: np.array(sorted({x for v in values for x in v.tolist()}), dtype=object) for n, values in differ.items()}
 
 
 def _codes(element: Any, categories: np.ndarray | None) -> np.ndarray:
@@ -289,12 +304,8 @@ def _recode(whole: Any, part: Any, name: str, categories: np.ndarray) -> None:
     """Write a categorical with other categories in place of its own."""
     codes = _codes(part[name], categories)
     _replace(whole[name], "codes", codes)
-    held = whole[name]["categories"]
-    if isinstance(held, zarr.Array):
-        _replace(whole[name], "categories", categories)
-    else:
-        _replace(held, "values", categories)
-        _replace(held, "mask", np.zeros(len(categories), dtype=bool))
+    text = all(isinstance(value, str) for value in categories)
+    write_elem(whole[name], "categories", categories if text else np.array(categories.tolist()))
 
 
 def _rechunk(whole: Any) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scvi.data._download import _download
-from scvi.model.base import BaseModelClass
+from scvi.model.base import ArchesMixin, BaseModelClass
 from scvi.model.base._constants import SAVE_KEYS
 
 from diffvi._exceptions import DiffviError, ModelFileError
@@ -31,7 +31,7 @@ PLAIN = (
     collections.OrderedDict,
     np.ndarray,
     np.dtype,
-    *(value for name, value in vars(np.dtypes).items() if name.endswith("DType")),
+    *(value for name, value in vars(np.dtypes).items() if name.endswith("DType") and name != "VoidDType"),
     *np.array(0).__reduce__()[:1],
     *np.float64(0).__reduce__()[:1],
     pd.DataFrame,
@@ -70,6 +70,15 @@ class SafeFilesMixin:
             try:
                 super().save(aside, prefix=prefix, overwrite=True, **kwargs)  # type: ignore[misc]
                 _rewrite_plain(Path(aside) / f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}", kwargs.get("save_kwargs"))
+                try:
+                    _check_file(aside, prefix or "", name=type(self).__name__)
+                except ModelFileError as error:
+                    more = str(error).partition("plain data ")[2].partition(":")[0]
+                    warnings.warn(
+                        f"This model holds more than plain data {more}: loading it will need `trust=True`.",
+                        UserWarning,
+                        stacklevel=2,
+                    )
                 target.mkdir(exist_ok=True)
                 for file in Path(aside).iterdir():
                     with file.open("rb+") as handle:
@@ -151,6 +160,26 @@ class SafeFilesMixin:
                     f"`dir_path`: the model in {str(dir_path)!r} {why} ({str(error).splitlines()[0]})."
                 ) from error
 
+    @classmethod
+    def load_query_data(
+        cls, adata: Any = None, reference_model: Any = None, *args: Any, trust: bool = False, **kwargs: Any
+    ) -> Any:
+        """As in scvi, but that a folder is opened only if it holds plain data, or is trusted."""
+        _check_reference(reference_model, trust, cls.__name__)
+        return super().load_query_data(adata, reference_model, *args, **kwargs)  # type: ignore[misc]
+
+    @staticmethod
+    def prepare_query_anndata(adata: Any, reference_model: Any, *args: Any, trust: bool = False, **kwargs: Any) -> Any:
+        """As in scvi, but that a folder is opened only if it holds plain data, or is trusted."""
+        _check_reference(reference_model, trust)
+        return ArchesMixin.prepare_query_anndata(adata, reference_model, *args, **kwargs)
+
+    @staticmethod
+    def prepare_query_mudata(mdata: Any, reference_model: Any, *args: Any, trust: bool = False, **kwargs: Any) -> Any:
+        """As in scvi, but that a folder is opened only if it holds plain data, or is trusted."""
+        _check_reference(reference_model, trust)
+        return ArchesMixin.prepare_query_mudata(mdata, reference_model, *args, **kwargs)
+
     @staticmethod
     def load_registry(dir_path: str, prefix: str | None = None) -> dict[str, Any]:
         """What :meth:`setup_anndata` stored, of a saved model.
@@ -162,6 +191,11 @@ class SafeFilesMixin:
         """
         _check_file(dir_path, prefix or "")
         return BaseModelClass.load_registry(dir_path, prefix)
+
+
+def _check_reference(reference: Any, trust: bool, name: str = "diffvi model") -> None:
+    if isinstance(reference, str | os.PathLike):
+        _check_file(os.fspath(reference), "", trust, name)
 
 
 def _rewrite_plain(file: Path, save_kwargs: dict[str, Any] | None) -> None:

@@ -149,7 +149,7 @@ class GenerationMixin:
             n_steps = self._few_steps(n_steps, scales)  # type: ignore[attr-defined]
         else:
             sampler, n_steps = self._sampler(sampler, n_steps)
-        if seed is None and path is not None and not overwrite:
+        if seed is None and path is not None:
             seed = (PartStore.earlier_request(path) or {}).get("seed")
         return CellRequest(
             codes=vocabulary.encode(conditions, n_obs),
@@ -180,7 +180,9 @@ class GenerationMixin:
         index = pd.RangeIndex(request.first, request.first + len(request.codes)).astype(str)
         cells = self._assemble(arrays, vocabulary.decode(arrays["codes"], index))
         for part in getattr(cells, "mod", {"": cells}).values():
-            for name in () if layers is None else [name for name in part.layers if name not in layers]:
+            for name in (
+                () if layers is None else [name for name in part.layers if name is not None and name not in layers]
+            ):
                 del part.layers[name]
         cells.uns["diffvi"] = self._provenance(
             seed=request.seed,

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from scvi import settings
+from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import DataSplitter
 from scvi.dataloaders._data_splitting import validate_data_split
 from scvi.model._utils import use_distributed_sampler
 from scvi.model.base import UnsupervisedTrainingMixin
+from scvi.model.base._constants import SAVE_KEYS
 
 from diffvi._exceptions import InvalidInputError, positive_int
-from diffvi.data import LatentData, TrainingTable
+from diffvi.data import CONDITIONS_KEY, LatentData, TrainingTable
 from diffvi.data._store import digest
 from diffvi.train import DiffusionTrainingPlan, StageTrainRunner, VAETrainingPlan
 from diffvi.train._progress import StageProgress
@@ -170,7 +171,11 @@ class StagedTrainingMixin:
         told = {
             "max_epochs": max_epochs,
             "batch_size": batch_size,
-            "settings": digest(kwargs.get("plan_kwargs"), size, held_out),
+            "settings": digest(
+                *(kwargs.get(k) for k in ("plan_kwargs", "datasplitter_kwargs", "shuffle_set_split", "early_stopping")),
+                size,
+                held_out,
+            ),
         }
         progress = self._progress("vae", ckpt_path, ckpt_every_n_epochs, told)
         if progress is not None:
@@ -200,9 +205,25 @@ class StagedTrainingMixin:
             "arguments": digest(self.init_params_),  # type: ignore[attr-defined]
             "cells": digest(adata.obs_names.tolist()),
             "genes": digest(list(map(str, self.get_var_names()))),  # type: ignore[attr-defined]
+            "setup": digest(self.registry_["setup_args"], self.vocabulary.to_dict()),
+            "counts": self._counts_digest(),
             **told,
         }
+        if self.replay_ is not None:
+            request["reference"] = digest(*self.replay_.values())
         return StageProgress(folder, stage, request, every)
+
+    def _counts_digest(self, rows: int = 50_000) -> str:
+        """A digest of the counts' sums over cells and genes, of the conditions and of the batches."""
+        manager: Any = self.adata_manager  # type: ignore[attr-defined]
+        parts = [np.asarray(manager.get_from_registry(key)) for key in (CONDITIONS_KEY, REGISTRY_KEYS.BATCH_KEY)]
+        x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        genes = np.zeros(x.shape[1])
+        for first in range(0, x.shape[0], rows):
+            block = x[first : first + rows]
+            parts.append(np.asarray(block.sum(1)).ravel())
+            genes += np.asarray(block.sum(0)).ravel()
+        return digest(*parts, genes)
 
     def _weights(self, prior: bool = True) -> list[np.ndarray]:
         """Everything that the module holds, with or without the prior."""
@@ -213,11 +234,14 @@ class StagedTrainingMixin:
 
     def _adopt(self, progress: StageProgress) -> None:
         """Become the model that a stage ended with."""
-        done: Any = type(self).load(str(progress.model), adata=False)  # type: ignore[attr-defined]
+        # Written by this very training; a second model of it could not always be made without data.
+        done = torch.load(progress.model / SAVE_KEYS.MODEL_FNAME, map_location="cpu", weights_only=False)
+        state = done[SAVE_KEYS.MODEL_STATE_DICT_KEY]
+        state.pop("pyro_param_store", None)
         self.module.prior.few_steps = None
-        self.module.load_state_dict(done.module.state_dict())
-        for name, value in vars(done).items():
-            if name.endswith("_") and name not in ("registry_", "init_params_"):
+        self.module.load_state_dict(state)
+        for name, value in done[SAVE_KEYS.ATTR_DICT_KEY].items():
+            if name not in ("registry_", "init_params_"):
                 setattr(self, name, value)
         self.module.eval()
 
@@ -257,6 +281,9 @@ class StagedTrainingMixin:
         self.module.prior.few_steps = None
         latents, table = self._latent_data()  # type: ignore[attr-defined]
         split = self._split(len(latents.mean))
+        if progress is not None:
+            split = progress.split or split
+            progress.keep_split(split)
         if self.replay_ is not None:
             latents, table, split = self._with_replay(latents, table, split)
         training = split[0]

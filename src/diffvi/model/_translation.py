@@ -169,7 +169,12 @@ class TranslationMixin(TranslationDrawsMixin):
         if len(rows):
             cells = target[rows]
             obs = self._obs_of(data, self._modality_names[0])
-            work = AnnData(cells.X, obs=obs.iloc[rows], var=target.var[[]], layers=dict(cells.layers))
+            work = AnnData(
+                cells.X,
+                obs=obs.iloc[rows],
+                var=target.var[[]],
+                layers={k: v for k, v in cells.layers.items() if k is not None},
+            )
             self.translate_rna_to_protein(work, key_added="new", **kwargs)
             new = work.uns["new"]
             filled = filled.fillna(work.obsm["new"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from diffvi.nn._conditions import drop_conditions
@@ -79,6 +80,9 @@ def distil(
     The student, with averaged weights.
     """
     batches = list(batches) if not hasattr(batches, "__len__") else batches
+    # Codes may be those of the user's attributes alone, without what a model adds.
+    n_columns = sum(attribute.size for attribute in prior.attributes)
+    codes = F.pad(codes, (0, n_columns - codes.shape[1]), value=float("nan"))
     device, generator = prior.shift.device, torch.Generator().manual_seed(seed)
     student = FewSteps(prior._averaged, n_steps).to(device)
     network = student.denoiser.requires_grad_(True).train()

@@ -26,24 +26,24 @@ class LossGuard(Callback):
         self.good_epoch = 0
         self._batch: Any = None
 
-    def _keep(self, trainer: Trainer, pl_module: Any) -> None:
+    def _keep(self, trainer: Trainer, pl_module: Any, done: int) -> None:
         state = {name: v for name, v in pl_module.module.state_dict().items() if isinstance(v, Tensor)}
         if all(bool(v.isfinite().all()) for v in state.values() if v.is_floating_point()):
             self.good = {name: v.detach().clone() for name, v in state.items()}
-            self.good_epoch = trainer.current_epoch
+            self.good_epoch = trainer.current_epoch + done
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._keep(trainer, pl_module)
+        self._keep(trainer, pl_module, 0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._keep(trainer, pl_module)
-        self.good_epoch += 1
+        self._keep(trainer, pl_module, 1)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._batch = batch
 
     def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
-        if bool(loss.isfinite()):
+        # All processes have to stop, whichever of them has the broken batch.
+        if trainer.strategy.reduce_boolean_decision(bool(loss.isfinite()), all=True):
             return
         pl_module.module.load_state_dict({**pl_module.module.state_dict(), **self.good})
         raise TrainingError(

@@ -94,14 +94,18 @@ class StageProgress(Callback):
         told = self._told()
         return None if told is None else [np.array(rows, dtype=int) for rows in told["split"]]
 
+    def keep_split(self, split: list[np.ndarray]) -> None:
+        """Remember which cells are for training, validation and test."""
+        if self._told() is None:
+            rows = [np.asarray(part).tolist() for part in split]
+            write_text(self.folder / f"{self.stage}.json", json.dumps({"request": self.request, "split": rows}))
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         split = [getattr(data, f"{name}_idx", None) for name in ("train", "val", "test")]
-        rows = [[] if r is None else np.asarray(r).tolist() for r in split]
         if not trainer.is_global_zero:
             return
-        if self._told() is None:
-            write_text(self.folder / f"{self.stage}.json", json.dumps({"request": self.request, "split": rows}))
+        self.keep_split([np.array([], dtype=int) if rows is None else rows for rows in split])
         experiment = getattr(trainer.logger, "experiment", None)
         if self.history and hasattr(experiment, "data"):
             experiment.data = {  # type: ignore[union-attr]
