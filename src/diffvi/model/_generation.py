@@ -145,7 +145,7 @@ class GenerationMixin:
         n_obs, batch_size = positive_int("n_obs", n_obs), positive_int("batch_size", batch_size)
         vocabulary = self.vocabulary  # type: ignore[attr-defined]
         scales = vocabulary.scales(guidance_scale)
-        if sampler == DISTILLED:
+        if isinstance(sampler, str) and sampler == DISTILLED:
             n_steps = self._few_steps(n_steps, scales)  # type: ignore[attr-defined]
         else:
             sampler, n_steps = self._sampler(sampler, n_steps)
