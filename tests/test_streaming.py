@@ -47,6 +47,9 @@ def test_layers_may_be_left_out(trained, tmp_path):
     path = trained.generate(20, path=tmp_path / "cells.zarr", seed=0, layers=())
     assert list(ad.read_zarr(path).layers) == []
     assert list(trained.generate(5, seed=0, layers=()).layers) == []
+    assert list(trained.generate(5, seed=0, layers=["normalized"]).layers) == ["normalized"]
+    with pytest.raises(InvalidInputError, match="`layers` must be None or a list of names; got 'normalized'"):
+        trained.generate(5, layers="normalized")
 
 
 def test_what_is_there_is_kept_unless_told_otherwise(trained, tmp_path):

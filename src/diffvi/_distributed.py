@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffvi._exceptions import InvalidInputError
+from diffvi.data._fields import check_names
 from diffvi.data._store import PartStore
 
 MODEL_FOLDER = "model"
@@ -64,7 +65,8 @@ def generate_distributed(
     """
     if not all(hasattr(client, name) for name in ("map", "gather")):
         raise InvalidInputError(f"`client` must be a distributed.Client; got {client!r}.")
-    request = model._request_cells(n_obs, path=path, overwrite=overwrite, **generate_kwargs)
+    check_names("layers", layers, several=True)
+    request = model._request_cells(n_obs, path=path, **generate_kwargs)
     store = model._store(request, Path(path).absolute(), layers, overwrite)
     missing = store.missing
     if missing:

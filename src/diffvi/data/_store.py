@@ -54,7 +54,6 @@ class PartStore:
     def __init__(self, path: str | Path, n_parts: int, request: dict[str, Any], overwrite: bool = False) -> None:
         self.path, self.n_parts, self.request = Path(path), n_parts, request
         self.folder = self.partial_of(self.path)
-        self.overwrite = overwrite
         if self.path.exists() and not overwrite:
             raise InvalidInputError(f"`path`: {str(self.path)!r} already exists; pass `overwrite=True` to replace it.")
         earlier = self.earlier_request(self.path)

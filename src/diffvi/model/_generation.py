@@ -17,6 +17,7 @@ from diffvi._exceptions import memory_told, one_of, positive_int, seed_or_random
 from diffvi._random import CellStreams
 from diffvi._version import __version__
 from diffvi.data import TrainingTable, sample_counts
+from diffvi.data._fields import check_names
 from diffvi.data._store import PartStore, digest
 from diffvi.process import SAMPLERS, get_sampler
 
@@ -110,8 +111,9 @@ class GenerationMixin:
         --------
         >>> cells = model.generate(100, conditions={"cell_type": "CD19+ B"}, seed=0)  # doctest: +SKIP
         """
+        check_names("layers", layers, several=True)
         request = self._request_cells(
-            n_obs, conditions, guidance_scale, n_steps, sampler, library_size, seed, batch_size, path, overwrite
+            n_obs, conditions, guidance_scale, n_steps, sampler, library_size, seed, batch_size, path
         )
         batches = {"description": "Generating", "style": "tqdm", "disable": not show_progress}
         if path is not None:
@@ -138,7 +140,6 @@ class GenerationMixin:
         seed: int | None = None,
         batch_size: int = 2048,
         path: str | Path | None = None,
-        overwrite: bool = False,
     ) -> CellRequest:
         """The arguments of :meth:`generate`, checked; without a seed that of a call to the same ``path`` that was cut off."""
         self._require("diffusion")  # type: ignore[attr-defined]
@@ -180,9 +181,8 @@ class GenerationMixin:
         index = pd.RangeIndex(request.first, request.first + len(request.codes)).astype(str)
         cells = self._assemble(arrays, vocabulary.decode(arrays["codes"], index))
         for part in getattr(cells, "mod", {"": cells}).values():
-            for name in (
-                () if layers is None else [name for name in part.layers if name is not None and name not in layers]
-            ):
+            # Newer AnnData lists X among the layers, as None.
+            for name in [n for n in part.layers if layers is not None and n is not None and n not in layers]:
                 del part.layers[name]
         cells.uns["diffvi"] = self._provenance(
             seed=request.seed,
