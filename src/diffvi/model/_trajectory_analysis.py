@@ -63,7 +63,8 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
 
         Examples
         --------
-        >>> adata.obsm["velocity_umap"] = model.get_velocity(adata, basis="X_umap")  # doctest: +SKIP
+        >>> adata.obsm["X_umap"] = adata.obsm["state"]  # any embedding of two dimensions
+        >>> adata.obsm["velocity_umap"] = model.get_velocity(adata, basis="X_umap")
         """
         self._require("diffusion")
         n_samples, seed = positive_int("n_samples", n_samples), seed_or_random(seed)
@@ -164,7 +165,7 @@ class TrajectoryAnalysisMixin(TrajectoryPredictionMixin):
 
         Examples
         --------
-        >>> model.get_fate_probabilities("cell_type")["probability"].head()  # doctest: +SKIP
+        >>> model.get_fate_probabilities(n_samples=5)["probability"].shape
         """
         self._require("diffusion")
         n_samples, seed = positive_int("n_samples", n_samples), seed_or_random(seed)
