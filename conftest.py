@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ PREFIXES = {
     "_perturb": "PerturbDiffusion",
     "_total": "TotalDiffusion",
     "_translation": "TotalDiffusion",
-    "_trajectory": "TrajectoryDiffusion",
-    "_spatial": "SpatialDiffusion",
+    "_traject": "TrajectoryDiffusion",
+    "_spa": "SpatialDiffusion",
 }
 
 
@@ -35,7 +36,7 @@ def example(name: str) -> dict[str, Any]:
     import diffvi
 
     scvi.settings.seed = 0
-    cls = getattr(diffvi.model, name)
+    cls, arguments = getattr(diffvi.model, name), {}
     if name == "PerturbDiffusion":
         data = diffvi.datasets.simulate_perturbations(600, 40, seed=0)
         cls.setup_anndata(data, perturbation_key="perturbation", control="control", labels_key="cell_type")
@@ -48,11 +49,14 @@ def example(name: str) -> dict[str, Any]:
     elif name == "SpatialDiffusion":
         data = diffvi.datasets.simulate_tissue(300, 40, seed=0)
         cls.setup_anndata(data, spatial_key="spatial", labels_key="cell_type")
+        arguments = {"n_latent": 5, "n_neighbors": 6}
     else:
         data = diffvi.datasets.simulate_cells(300, 40, n_types=3, n_batches=2, mean_library=400, seed=0)
         cls.setup_anndata(data, labels_key="cell_type", batch_key="batch")
-    model = cls(data)
-    model.train(max_epochs=2, max_epochs_diffusion=2, enable_progress_bar=False)
+    model = cls(data, **arguments)
+    # What takes long is the fit of the covariance, of the model in space, and the many small minibatches of the others.
+    model.KRIGING_STEPS = 20
+    model.train(max_epochs=2, max_epochs_diffusion=2, batch_size_diffusion=1024, enable_progress_bar=False)
     return {"model": model, "mdata" if name == "TotalDiffusion" else "adata": data}
 
 
@@ -66,7 +70,18 @@ def _model_for_examples(
     monkeypatch.chdir(tmp_path)
     import diffvi
 
+    # Its notes go to where examples are read from.
+    notes = logging.getLogger("scvi")
+    request.addfinalizer(functools.partial(notes.setLevel, notes.level))
+    notes.setLevel(logging.WARNING)
+
     doctest_namespace["diffvi"] = diffvi
     first = node.dtest.examples[0].source if node.dtest and node.dtest.examples else ""
-    if "model" in " ".join(e.source for e in node.dtest.examples) and not first.startswith("import diffvi"):
+    whole = " ".join(e.source for e in node.dtest.examples)
+    if "cellrank" in whole:
+        pytest.importorskip("cellrank")
+    if "model" in whole and not first.startswith("import diffvi"):
         doctest_namespace.update(example(model_of(node.path)))
+        if any(call in whole for call in ("model.train", "model.distill")):
+            # The next example shall start from the model as it was.
+            request.addfinalizer(example.cache_clear)

@@ -22,7 +22,7 @@ def simulate_cite(
     n_types
         Categories of ``obs["cell_type"]``.
     seed
-        Seed.
+        Seed; ``None`` for one from the operating system.
     **kwargs
         Passed to :func:`simulate_cells`, which makes the RNA.
 
@@ -31,10 +31,24 @@ def simulate_cite(
     MuData with the modalities ``rna`` (as from :func:`simulate_cells`) and ``protein`` (counts, with the truth in
     ``layers["foreground"]``, 0 or 1), and the columns of the cells in ``obs``.
 
+    Raises
+    ------
+    InvalidInputError
+        As :func:`simulate_cells`, and if ``n_proteins`` is not a whole number of at least 1.
+
     Examples
     --------
-    >>> simulate_cite(50, 20, 4, seed=0)["protein"].shape
-    (50, 4)
+    >>> import diffvi
+    >>> mdata = diffvi.datasets.simulate_cite(200, 20, 4, seed=0)
+    >>> mdata["rna"].shape, mdata["protein"].shape
+    ((200, 20), (200, 4))
+
+    Cells in which a protein is expressed have several times the counts of its background:
+
+    >>> protein = mdata["protein"]
+    >>> on = protein.layers["foreground"] == 1
+    >>> bool(protein.X[on].mean() > 3 * protein.X[~on].mean())
+    True
     """
     n_proteins = positive_int("n_proteins", n_proteins)
     seed = seed_or_random(seed)

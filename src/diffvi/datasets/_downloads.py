@@ -32,10 +32,28 @@ def fetch(url: str, known_hash: str, path: str | Path | None = None) -> Path:
     path
         Folder to keep it in; ``None`` for the user's cache.
 
+    Returns
+    -------
+    Path of the file.
+
     Raises
     ------
+    ImportError
+        If pooch is not installed.
     InvalidInputError
         If ``known_hash`` is empty, or the file that came does not match it.
+
+    Examples
+    --------
+    >>> import diffvi
+    >>> diffvi.datasets.fetch("https://example.org/cells.h5ad", known_hash="")
+    Traceback (most recent call last):
+    ...
+    diffvi._exceptions.InvalidInputError: `known_hash` must be the file's checksum, such as 'sha256:...'; got nothing.
+
+    A file that is there already is not downloaded again:
+
+    >>> path = diffvi.datasets.fetch("https://example.org/cells.h5ad", "sha256:5b1f...")  # doctest: +SKIP
     """
     pooch = _pooch()
     if not known_hash:
@@ -59,6 +77,18 @@ def bmmc(path: str | Path | None = None) -> AnnData:
     Returns
     -------
     AnnData with raw counts and ``obs["batch"]`` (the donor).
+
+    Raises
+    ------
+    ImportError
+        If pooch is not installed.
+
+    Examples
+    --------
+    >>> import diffvi
+    >>> adata = diffvi.datasets.bmmc()  # doctest: +SKIP
+    >>> adata.shape, list(adata.obs["batch"].cat.categories)  # doctest: +SKIP
+    ((17125, 36601), ['s1d1', 's1d3'])
     """
     pooch = _pooch()
     registry = pooch.create(path=path or pooch.os_cache("diffvi"), base_url=BMMC_DOI)

@@ -22,7 +22,8 @@ def pbmc68k() -> AnnData:
 
     Examples
     --------
-    >>> adata = pbmc68k()
+    >>> import diffvi
+    >>> adata = diffvi.datasets.pbmc68k()
     >>> adata.shape, int(adata.X.max()), adata.obs["cell_type"].nunique()
     ((700, 765), 259, 10)
     """

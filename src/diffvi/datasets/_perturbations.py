@@ -53,7 +53,7 @@ def simulate_perturbations(
     mean_library, dispersion
         Typical total counts of a cell, and inverse dispersion.
     seed
-        Seed.
+        Seed; ``None`` for one from the operating system.
 
     Returns
     -------
@@ -65,12 +65,23 @@ def simulate_perturbations(
     Raises
     ------
     InvalidInputError
-        If ``interaction`` is not known, or there are more than 26 perturbations.
+        If ``interaction`` is not known, there are more than 26 perturbations, a number of cells, genes, perturbations or
+        types is not a whole number of at least 1, or the seed is not one of 0 to 2**63 - 1.
 
     Examples
     --------
-    >>> simulate_perturbations(60, 20, seed=0).obs["perturbation"].nunique() > 6
-    True
+    >>> import diffvi
+    >>> cells = diffvi.datasets.simulate_perturbations(200, 20, n_perturbations=3, seed=0)
+    >>> list(cells.obs["perturbation"].cat.categories)
+    ['A', 'A+B', 'A+C', 'B', 'B+C', 'C', 'control']
+    >>> cells.uns["log_ratio"].shape, cells.uns["epistasis"]["A+B"]
+    ((20, 6), 1.0)
+
+    With doses there are no pairs, and the truth is given at more doses than are measured:
+
+    >>> cells = diffvi.datasets.simulate_perturbations(200, 20, n_perturbations=1, doses=[0.5, 2], seed=0)
+    >>> list(cells.uns["log_ratio"].columns)
+    ['A at 0.3', 'A at 0.5', 'A at 1', 'A at 2', 'A at 3']
     """
     n_obs, n_vars = positive_int("n_obs", n_obs), positive_int("n_vars", n_vars)
     one_of("interaction", interaction, INTERACTIONS)

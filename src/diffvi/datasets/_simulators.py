@@ -38,17 +38,32 @@ def simulate_cells(
     dispersion
         Inverse dispersion of the counts.
     seed
-        Seed.
+        Seed; ``None`` for one from the operating system.
 
     Returns
     -------
     AnnData with counts in ``X`` (CSR), ``obs["cell_type"]``, ``obs["batch"]``, ``obs["score"]`` (the first program's
     activity, a numeric condition), ``layers["rate"]`` (the truth) and ``obsm["state"]``.
 
+    Raises
+    ------
+    InvalidInputError
+        If a number of cells, genes, types or batches is not a whole number of at least 1, or the seed is not one of 0 to
+        2**63 - 1.
+
     Examples
     --------
-    >>> simulate_cells(50, 20, seed=0).shape
-    (50, 20)
+    >>> import diffvi
+    >>> import numpy as np
+    >>> cells = diffvi.datasets.simulate_cells(200, 20, n_types=3, seed=0)
+    >>> cells.shape, list(cells.obs)
+    ((200, 20), ['cell_type', 'batch', 'score'])
+
+    Counts scatter around the true rates:
+
+    >>> counts, rate = cells.X.toarray(), cells.layers["rate"]
+    >>> bool(abs(counts.sum() / rate.sum() - 1) < 0.05), bool(np.corrcoef(counts.ravel(), rate.ravel())[0, 1] > 0.8)
+    (True, True)
     """
     n_obs, n_vars = positive_int("n_obs", n_obs), positive_int("n_vars", n_vars)
     n_types, n_batches = positive_int("n_types", n_types), positive_int("n_batches", n_batches)

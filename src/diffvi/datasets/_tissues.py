@@ -46,7 +46,7 @@ def simulate_tissue(
     mean_library, dispersion
         Typical total counts of a cell, and inverse dispersion.
     seed
-        Seed.
+        Seed; ``None`` for one from the operating system.
 
     Returns
     -------
@@ -56,12 +56,21 @@ def simulate_tissue(
     Raises
     ------
     InvalidInputError
-        If ``n_dims`` is neither 2 nor 3.
+        If ``n_dims`` is neither 2 nor 3, a number of cells, genes or sections is not a whole number of at least 1, or the
+        seed is not one of 0 to 2**63 - 1.
 
     Examples
     --------
-    >>> simulate_tissue(50, 10, n_sections=2, seed=0).shape
-    (100, 10)
+    >>> import diffvi
+    >>> tissue = diffvi.datasets.simulate_tissue(100, 10, n_sections=2, seed=0)
+    >>> tissue.shape, tissue.obsm["spatial"].shape
+    ((200, 10), (200, 2))
+
+    Neighbours resemble each other, by the fields and not by chance:
+
+    >>> one = tissue[tissue.obs["section"] == "section_0"]
+    >>> bool((diffvi.metrics.moran_i(one.obsm["field"], one.obsm["spatial"]) > 0.5).all())
+    True
     """
     n_obs, n_vars = positive_int("n_obs", n_obs), positive_int("n_vars", n_vars)
     n_sections = positive_int("n_sections", n_sections)

@@ -53,7 +53,7 @@ def simulate_trajectory(
     mean_library, dispersion
         Typical total counts of a cell, and inverse dispersion.
     seed
-        Seed.
+        Seed; ``None`` for one from the operating system.
 
     Returns
     -------
@@ -63,12 +63,18 @@ def simulate_trajectory(
     Raises
     ------
     InvalidInputError
-        If the times do not ascend.
+        If the times do not ascend, a number of cells or genes is not a whole number of at least 1, or the seed is not
+        one of 0 to 2**63 - 1.
 
     Examples
     --------
-    >>> simulate_trajectory(20, 10, times=[0, 1, 3], seed=0).shape
-    (60, 10)
+    All cells are progenitors at first; at the end they have chosen, and the branch that grows has more of them:
+
+    >>> import diffvi
+    >>> cells = diffvi.datasets.simulate_trajectory(100, 10, seed=0)
+    >>> fates = {time: at["fate"].value_counts() for time, at in cells.obs.groupby("time")}
+    >>> int(fates[0.0]["progenitor"]), int(fates[4.0]["progenitor"]), bool(fates[4.0]["up"] > fates[4.0]["down"])
+    (100, 0, True)
     """
     n_obs, n_vars = positive_int("n_obs", n_obs), positive_int("n_vars", n_vars)
     clock = np.asarray(times, dtype=float)

@@ -46,6 +46,27 @@ def classifier_two_sample(
         Trees of the forest.
     seed
         Seed of folds and forest.
+
+    Returns
+    -------
+    The area, in [0, 1]. Values a little below 0.5 are chance.
+
+    Raises
+    ------
+    ValueError
+        If both sets have fewer than five cells.
+
+    Examples
+    --------
+    Two halves of one population cannot be told apart, cells at their mean can:
+
+    >>> import diffvi
+    >>> import numpy as np
+    >>> counts = diffvi.datasets.simulate_cells(200, 20, seed=0).X.toarray()
+    >>> real, other = counts[:100], counts[100:]
+    >>> means = np.tile(other.mean(0), (100, 1))
+    >>> [round(diffvi.metrics.classifier_two_sample(real, x, n_estimators=20), 1) for x in (other, means)]
+    [0.5, 1.0]
     """
     y, p = classifier_scores(real, generated, space, classifier, n_components, n_estimators, seed)
     return float(roc_auc_score(y, p))
@@ -80,6 +101,29 @@ def label_agreement(train: Matrix, train_labels: np.ndarray, cells: Matrix, labe
     Trained on real cells and asked about generated ones, the best value is what it finds on held-out real cells;
     above it, the cells are too typical. Trained on generated cells and asked about real ones ("train on synthetic,
     test on real", Esteban et al. 2017), the best value is that of a classifier trained on real cells.
+
+    Parameters
+    ----------
+    train, cells
+        Counts to train on and to ask about, cells by genes, with the same genes; log-normalised here.
+    train_labels, labels
+        Label of each of their cells, ``(n_cells,)``.
+
+    Returns
+    -------
+    The share; NaN where there is but one label to learn.
+
+    Examples
+    --------
+    >>> import diffvi
+    >>> import numpy as np
+    >>> cells = diffvi.datasets.simulate_cells(200, 20, seed=0)
+    >>> counts, labels = cells.X, cells.obs["cell_type"].to_numpy(str)
+    >>> diffvi.metrics.label_agreement(counts[:100], labels[:100], counts[100:], labels[100:])
+    1.0
+    >>> shuffled = np.random.default_rng(0).permutation(labels[100:])
+    >>> round(diffvi.metrics.label_agreement(counts[:100], labels[:100], counts[100:], shuffled), 1)
+    0.4
     """
     return float(label_hits(train, train_labels, cells, labels).mean())
 
@@ -97,6 +141,33 @@ def silhouette(cells: np.ndarray, labels: np.ndarray, max_cells: int = 5000, see
 
     ``cells`` are points, such as cells in PCA space. Above the value of real cells, types are
     separated more cleanly than in life; below, they run into each other.
+
+    Parameters
+    ----------
+    cells
+        Points, ``(n_cells, d)``.
+    labels
+        Label of each, ``(n_cells,)``.
+    max_cells
+        Most cells to score, drawn at random: all pairwise distances are needed.
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    The mean width; NaN with a single label, or with a label of its own for every cell.
+
+    Examples
+    --------
+    One blob that is cut in two, and the same with its halves moved apart:
+
+    >>> import diffvi
+    >>> import numpy as np
+    >>> points = np.random.default_rng(0).normal(size=(200, 3))
+    >>> half = points[:, 0] > 0
+    >>> apart = points + 8 * half[:, None]
+    >>> round(diffvi.metrics.silhouette(points, half), 1), round(diffvi.metrics.silhouette(apart, half), 1)
+    (0.2, 0.9)
     """
     n_labels = len(np.unique(labels))
     if not 1 < n_labels < len(labels):

@@ -117,10 +117,12 @@ def evaluate_generation(
 
     Examples
     --------
-    >>> from diffvi.datasets import simulate_cells
-    >>> cells = simulate_cells(300, 20, seed=0)
+    >>> import diffvi
+    >>> cells = diffvi.datasets.simulate_cells(300, 20, seed=0)
     >>> train, real, made = cells[:100], cells[100:200], cells[200:]
-    >>> table = evaluate_generation(real, made, train, n_estimators=10, n_resamples=0)
+    >>> table = diffvi.metrics.evaluate_generation(real, made, train, n_estimators=10, n_resamples=0)
+    >>> list(table.columns)
+    ['value', 'low', 'high', 'floor', 'best']
     >>> bool(table.loc["recall", "value"] > 0.5)
     True
     """

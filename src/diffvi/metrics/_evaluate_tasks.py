@@ -83,6 +83,18 @@ def evaluate_perturbation(
     ------
     InvalidInputError
         If genes differ, a column is missing, or a perturbation has no predicted or fewer than 4 real cells.
+
+    Examples
+    --------
+    Other real cells of the same perturbations, in the place of predicted ones:
+
+    >>> import diffvi
+    >>> cells = diffvi.datasets.simulate_perturbations(600, 30, n_perturbations=2, strength=1.5, seed=1)
+    >>> control = cells[cells.obs["perturbation"] == "control"]
+    >>> perturbed = cells[cells.obs["perturbation"] != "control"]
+    >>> table = diffvi.metrics.evaluate_perturbation(perturbed[::2], perturbed[1::2], control, "perturbation")
+    >>> table[table["score"] == "pearson_delta"].round(2)[["perturbation", "value", "floor"]].to_numpy().tolist()
+    [['A', 0.98, 0.97], ['A+B', 1.0, 0.99], ['B', 0.98, 0.95]]
     """
     for name, cells in (("predicted", predicted), ("control", control), ("source", source)):
         if cells is not None and not real.var_names.equals(cells.var_names):
@@ -168,7 +180,7 @@ def evaluate_translation(
     feature_names
         Names of the features; ``None`` to number them.
     low, high
-        Ends of a prediction interval; adds ``interval_coverage``.
+        Ends of a prediction interval, same shape; both together add ``interval_coverage``.
 
     Returns
     -------
@@ -179,6 +191,20 @@ def evaluate_translation(
     ------
     InvalidInputError
         If the shapes differ.
+
+    Examples
+    --------
+    An error of half a standard deviation, and an interval that is one such error wide to either side:
+
+    >>> import diffvi
+    >>> import numpy as np
+    >>> real, error = np.random.default_rng(0).normal(size=(2, 400, 2))
+    >>> predicted = real + 0.5 * error
+    >>> table = diffvi.metrics.evaluate_translation(
+    ...     real, predicted, ["CD3", "CD19"], low=predicted - 0.5, high=predicted + 0.5
+    ... )
+    >>> table.round(1).loc["CD3"].to_dict()
+    {'pearson': 0.9, 'spearman': 0.9, 'rmse': 0.5, 'interval_coverage': 0.7}
     """
     real, predicted = dense(real), dense(predicted)
     if real.shape != predicted.shape:
@@ -214,11 +240,12 @@ def evaluate_trajectory(
     Parameters
     ----------
     real, predicted
-        Cells as points, such as principal components; the PCA must not have been fitted on the held-out time.
+        Cells as points, ``(n, d)`` and ``(m, d)``, such as principal components; the PCA must not have been fitted on
+        the held-out time.
     weights
-        Weights of the predicted cells, such as their growth.
+        Weights of the predicted cells, such as their growth, ``(m,)``; ``None`` for equal ones.
     real_labels, predicted_labels
-        Cell types; adds ``composition_distance``.
+        Cell types; both together add ``composition_distance``, which has no interval.
     n_resamples
         Random halves for the 95 % intervals; 0 for none.
     seed
@@ -228,6 +255,24 @@ def evaluate_trajectory(
     -------
     One row a score, with the columns ``value``, ``low``, ``high``, ``floor`` and ``best``. The floor compares
     two random halves of the real cells; W1 and W2 fall with the number of cells, so it is somewhat too high.
+
+    Examples
+    --------
+    Where growth is left out, the composition is not that of the real cells:
+
+    >>> import diffvi
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> real_labels = np.repeat(["up", "down"], [90, 30])
+    >>> labels = np.repeat(["up", "down"], [60, 60])
+    >>> real, predicted = ((x == "up")[:, None] * 3 + rng.normal(size=(120, 2)) for x in (real_labels, labels))
+    >>> for weights in (None, np.where(labels == "up", 3.0, 1.0)):
+    ...     table = diffvi.metrics.evaluate_trajectory(
+    ...         real, predicted, weights, real_labels, labels, n_resamples=0
+    ...     )
+    ...     table.loc[["w1", "composition_distance"], "value"].round(1).tolist()
+    [1.2, 0.2]
+    [0.5, 0.0]
     """
     points = predicted if weights is None else resample_weighted(predicted, weights, seed)
 
@@ -270,7 +315,7 @@ def evaluate_space(
     coordinates
         Of the locations, ``(n, 2)`` or ``(n, 3)``.
     n_components
-        Principal components for the energy distance.
+        Principal components for the energy distance; they are fitted on ``real``.
     seed
         Seed of the PCA.
 
@@ -279,6 +324,27 @@ def evaluate_space(
     One row a score, with the columns ``value``, ``floor`` (the measured values' own) and ``best``: ``pearson`` (mean
     over genes, of the mean), ``moran_i_mean`` and ``moran_i_sample`` (best at the floor), ``variance_ratio_mean``,
     ``variance_ratio_sample`` and ``energy_distance`` (of the sample).
+
+    Raises
+    ------
+    InvalidInputError
+        If the shapes differ.
+
+    Examples
+    --------
+    The true mean of every place is smoother and varies less than what is measured; cells in random order have the
+    right variance and no structure:
+
+    >>> import diffvi
+    >>> import numpy as np
+    >>> tissue = diffvi.datasets.simulate_tissue(200, 20, seed=0)
+    >>> real, mean = (diffvi.metrics.log_normalise(x) for x in (tissue.X, tissue.layers["expected"]))
+    >>> sample = np.random.default_rng(0).permutation(real)
+    >>> table = diffvi.metrics.evaluate_space(real, mean, sample, tissue.obsm["spatial"])
+    >>> table.loc[["moran_i_mean", "moran_i_sample"], ["value", "floor"]].round(1).abs().to_numpy().tolist()
+    [[0.9, 0.3], [0.0, 0.3]]
+    >>> table.loc[["variance_ratio_mean", "variance_ratio_sample"], "value"].round(1).tolist()
+    [0.3, 1.0]
     """
     for name, values in (("mean", mean), ("sample", sample)):
         if values.shape != real.shape:

@@ -44,6 +44,19 @@ def umap(
         Show the figure; ``None`` to show and return nothing in interactive use, ``False`` to return it.
     save
         File to write it to.
+
+    Returns
+    -------
+    The figure, or nothing where it has been shown.
+
+    Examples
+    --------
+    >>> import diffvi
+    >>> cells = diffvi.datasets.simulate_cells(100, 30, seed=0)
+    >>> real, generated = cells[:50], cells[50:]
+    >>> figure = diffvi.pl.umap(real, generated, color="cell_type", show=False)
+    >>> [ax.get_title() for ax in figure.axes]
+    ['real (50 cells)', 'generated (50 cells)']
     """
     both = _concat(real, generated, color)
     with warnings.catch_warnings():
@@ -79,7 +92,32 @@ def umap(
 def mean_variance(
     real: AnnData, generated: AnnData, ax: Axes | None = None, show: bool | None = None, save: str | Path | None = None
 ) -> Figure | None:
-    """Variance against mean of every gene's counts, real and generated; parameters as in :func:`umap`."""
+    """Variance against mean of every gene's counts, real and generated.
+
+    The dotted line is where the variance is the mean.
+
+    Parameters
+    ----------
+    real, generated
+        Raw counts in ``X``.
+    ax
+        Axes to draw into; ``None`` for a figure of its own.
+    show, save
+        As in :func:`umap`.
+
+    Returns
+    -------
+    The figure, or nothing where it has been shown.
+
+    Examples
+    --------
+    >>> import diffvi
+    >>> cells = diffvi.datasets.simulate_cells(100, 30, seed=0)
+    >>> real, generated = cells[:50], cells[50:]
+    >>> figure = diffvi.pl.mean_variance(real, generated, show=False)
+    >>> [entry.get_text() for entry in figure.axes[0].get_legend().get_texts()]
+    ['real', 'generated', 'Poisson']
+    """
     fig, ax = axes(ax)
     for cells, colour, label in ((real, REAL, "real"), (generated, GENERATED, "generated")):
         x = dense(cells.X)
@@ -95,7 +133,30 @@ def mean_variance(
 def library_sizes(
     real: AnnData, generated: AnnData, ax: Axes | None = None, show: bool | None = None, save: str | Path | None = None
 ) -> Figure | None:
-    """Distribution of the library sizes, real and generated; parameters as in :func:`umap`."""
+    """Distribution of the library sizes, real and generated.
+
+    Parameters
+    ----------
+    real, generated
+        Raw counts in ``X``.
+    ax
+        Axes to draw into; ``None`` for a figure of its own.
+    show, save
+        As in :func:`umap`.
+
+    Returns
+    -------
+    The figure, or nothing where it has been shown.
+
+    Examples
+    --------
+    >>> import diffvi
+    >>> cells = diffvi.datasets.simulate_cells(100, 30, seed=0)
+    >>> real, generated = cells[:50], cells[50:]
+    >>> figure = diffvi.pl.library_sizes(real, generated, show=False)
+    >>> figure.axes[0].get_xlabel(), figure.axes[0].get_xscale()
+    ('total counts of a cell', 'log')
+    """
     fig, ax = axes(ax)
     sizes = [np.maximum(dense(cells.X).sum(1), 1) for cells in (real, generated)]
     bins = np.geomspace(min(s.min() for s in sizes), max(s.max() for s in sizes) * 1.01, 31).tolist()
@@ -107,7 +168,27 @@ def library_sizes(
 
 
 def losses(model: Any, show: bool | None = None, save: str | Path | None = None) -> Figure | None:
-    """Loss curves of both stages of a trained model; ``show`` and ``save`` as in :func:`umap`."""
+    """Loss curves of both stages of a trained model.
+
+    Parameters
+    ----------
+    model
+        Any of the models; a stage that has not been trained has an empty panel.
+    show, save
+        As in :func:`umap`.
+
+    Returns
+    -------
+    The figure, or nothing where it has been shown.
+
+    Examples
+    --------
+    With a trained model:
+
+    >>> figure = diffvi.pl.losses(model, show=False)
+    >>> [ax.get_title() for ax in figure.axes]
+    ['VAE', 'Diffusion prior']
+    """
     fig, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     stages = [("VAE", "elbo", "negative ELBO"), ("Diffusion prior", "diffusion_loss", "mean squared error")]
     history = model.history or {}
@@ -148,6 +229,19 @@ def marker_dotplot(
         Genes a label.
     show, save
         As in :func:`umap`.
+
+    Returns
+    -------
+    The figure, or nothing where it has been shown.
+
+    Examples
+    --------
+    >>> import diffvi
+    >>> cells = diffvi.datasets.simulate_cells(100, 30, seed=0)
+    >>> real, generated = cells[:50], cells[50:]
+    >>> figure = diffvi.pl.marker_dotplot(real, generated, "cell_type", ["gene_0", "gene_3"], show=False)
+    >>> [row.get_text() for row in figure.axes[0].get_yticklabels()][:2]
+    ['type_0 | real', 'type_0 | generated']
     """
     both = _concat(real, generated, groupby)
     with warnings.catch_warnings():

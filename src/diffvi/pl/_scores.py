@@ -31,6 +31,27 @@ def score_table(
         Panels in a row.
     show, save
         As in :func:`umap`.
+
+    Returns
+    -------
+    The figure, or nothing where it has been shown.
+
+    Examples
+    --------
+    >>> import diffvi
+    >>> import pandas as pd
+    >>> table = pd.DataFrame(
+    ...     {
+    ...         "method": ["diffvi", "scvi", "diffvi", "scvi"],
+    ...         "score": ["w2", "w2", "label_agreement", "label_agreement"],
+    ...         "value": [1.0, 1.2, 0.9, 0.8],
+    ...         "floor": [0.8, 0.8, 0.9, 0.9],
+    ...         "best": ["low", "low", "floor", "floor"],
+    ...     }
+    ... )
+    >>> figure = diffvi.pl.score_table(table, n_columns=2, show=False)
+    >>> [ax.get_title().splitlines() for ax in figure.axes]
+    [['w2', '(lower is better)'], ['label agreement', '(best at the floor)']]
     """
     costs = ("fit_seconds", "seconds_per_10000", "peak_memory_mb")
     names = [s for s in table["score"].unique() if s not in costs] if scores is None else list(scores)
@@ -78,8 +99,27 @@ def calibration(
     ----------
     curves
         Result of :func:`~diffvi.metrics.calibration_curve`, or several by name.
-    ax, show, save
+    ax
+        Axes to draw into; ``None`` for a figure of its own.
+    show, save
         As in :func:`umap`.
+
+    Returns
+    -------
+    The figure, or nothing where it has been shown.
+
+    Examples
+    --------
+    >>> import diffvi
+    >>> import numpy as np
+    >>> truth, draws = np.split(np.random.default_rng(0).normal(size=(101, 1000)), [1])
+    >>> curves = {
+    ...     name: diffvi.metrics.calibration_curve(truth[0], samples)
+    ...     for name, samples in {"right": draws, "too narrow": draws / 2}.items()
+    ... }
+    >>> figure = diffvi.pl.calibration(curves, show=False)
+    >>> [line.get_label() for line in figure.axes[0].lines]
+    ['calibrated', 'right', 'too narrow']
     """
     fig, ax = axes(ax, (4, 3.8))
     named = curves if isinstance(curves, dict) else {"prediction": curves}
@@ -109,9 +149,25 @@ def nfe_quality(
     score
         Column to draw.
     floor
-        Real-vs-real floor of the score.
-    ax, show, save
+        Real-vs-real floor of the score; ``None`` for no line.
+    ax
+        Axes to draw into; ``None`` for a figure of its own.
+    show, save
         As in :func:`umap`.
+
+    Returns
+    -------
+    The figure, or nothing where it has been shown.
+
+    Examples
+    --------
+    >>> import diffvi
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"sampler": ["heun", "heun", "ddim", "ddim"], "n_evaluations": [10, 40, 10, 40]})
+    >>> table["w2"] = [2.0, 1.0, 3.0, 1.5]
+    >>> figure = diffvi.pl.nfe_quality(table, "w2", floor=0.8, show=False)
+    >>> [line.get_label() for line in figure.axes[0].lines]
+    ['heun', 'ddim', 'real-vs-real floor']
     """
     fig, ax = axes(ax)
     for i, (name, rows) in enumerate(table.groupby("sampler", sort=False)):
@@ -144,8 +200,25 @@ def guidance_diversity(
         Column ``guidance_scale`` and the two scores; rows of one scale are averaged.
     fidelity, diversity
         Columns to draw.
-    ax, show, save
+    ax
+        Axes to draw into; ``None`` for a figure of its own.
+    show, save
         As in :func:`umap`.
+
+    Returns
+    -------
+    The figure, or nothing where it has been shown.
+
+    Examples
+    --------
+    >>> import diffvi
+    >>> import pandas as pd
+    >>> table = pd.DataFrame(
+    ...     {"guidance_scale": [1, 2, 4], "label_agreement": [0.8, 0.9, 0.95], "recall": [0.7, 0.6, 0.4]}
+    ... )
+    >>> figure = diffvi.pl.guidance_diversity(table, show=False)
+    >>> figure.axes[0].get_xlabel(), [point.get_text() for point in figure.axes[0].texts]
+    ('recall', ['1', '2', '4'])
     """
     fig, ax = axes(ax)
     mean = table.groupby("guidance_scale")[[fidelity, diversity]].mean()

@@ -52,10 +52,25 @@ def spatial(
     show, save
         As in :func:`umap`.
 
+    Returns
+    -------
+    The figure, or nothing where it has been shown.
+
     Raises
     ------
     InvalidInputError
         If the gene, the coordinates, the section or the imputed layers are not there.
+
+    Examples
+    --------
+    With a trained :class:`~diffvi.model.SpatialDiffusion` of the cells ``adata``:
+
+    >>> places = adata.obsm["spatial"]
+    >>> mean = model.generate_at_location(places, return_mean=True, n_samples=2, seed=0)
+    >>> sample = model.generate_at_location(places, seed=0)
+    >>> figure = diffvi.pl.spatial(adata, "gene_3", mean, sample, show=False)
+    >>> [ax.get_title() for ax in figure.axes[:3]]
+    ['gene_3, measured', 'gene_3, mean', 'gene_3, sample']
     """
     if gene not in adata.var_names:
         raise InvalidInputError(f"`gene`: {gene!r} is not in adata.var_names, {listed(adata.var_names, 5)}.")

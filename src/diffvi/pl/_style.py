@@ -21,6 +21,7 @@ PALETTE = [
     "#44aa99",
     "#ddcc77",
 ]
+"""Colours of categories, in the order in which they are given out; after the last it starts again."""
 
 
 def axes(ax: Axes | None, figsize: tuple[float, float] = (4.6, 3.6)) -> tuple[Figure, Axes]:

@@ -52,14 +52,30 @@ def trajectories(
     n_neighbors
         Measured cells around a predicted one.
     ax
-        Axes to draw into.
+        Axes to draw into; ``None`` for a figure of its own.
     show, save
         As in :func:`umap`.
+
+    Returns
+    -------
+    The figure, or nothing where it has been shown.
 
     Raises
     ------
     InvalidInputError
         If ``adata`` lacks the embedding, the latent or a start cell.
+
+    Examples
+    --------
+    With a trained :class:`~diffvi.model.TrajectoryDiffusion` of the cells ``adata``:
+
+    >>> adata.obsm["X_umap"] = adata.obsm["state"]  # any embedding of two dimensions
+    >>> model.annotate(adata)
+    >>> early = adata[adata.obs["time"] == 0][:5].copy()
+    >>> predicted = model.predict_trajectory(early, [1.0, 2.5], n_samples=2, seed=0)
+    >>> figure = diffvi.pl.trajectories(adata, predicted, show=False)
+    >>> figure.axes[0].get_title()
+    '10 predicted paths (dot: start, arrow head: end)'
     """
     for name, key in (("basis", basis), ("latent", latent)):
         one_of(name, key, list(adata.obsm))
@@ -116,10 +132,24 @@ def fate_probabilities(
     show, save
         As in :func:`umap`.
 
+    Returns
+    -------
+    The figure, or nothing where it has been shown.
+
     Raises
     ------
     InvalidInputError
         If ``adata`` lacks the embedding, or its cells are not those of ``fates``.
+
+    Examples
+    --------
+    With a trained :class:`~diffvi.model.TrajectoryDiffusion` of the cells ``adata``:
+
+    >>> adata.obsm["X_umap"] = adata.obsm["state"]  # any embedding of two dimensions
+    >>> fates = model.get_fate_probabilities(n_samples=5, seed=0)
+    >>> figure = diffvi.pl.fate_probabilities(adata, fates, show=False)
+    >>> [ax.get_title() for ax in figure.axes[:2]]
+    ['down', 'up']
     """
     one_of("basis", basis, list(adata.obsm))
     if not adata.obs_names.equals(fates.index):
@@ -181,14 +211,28 @@ def population_over_time(
     order
         Order of the labels; ``None`` for the alphabet's.
     ax
-        Axes to draw into.
+        Axes to draw into; ``None`` for a figure of its own.
     show, save
         As in :func:`umap`.
+
+    Returns
+    -------
+    The figure, or nothing where it has been shown.
 
     Raises
     ------
     InvalidInputError
         If a column is missing.
+
+    Examples
+    --------
+    With a trained :class:`~diffvi.model.TrajectoryDiffusion` of the cells ``adata``:
+
+    >>> early = adata[adata.obs["time"] == 0].copy()
+    >>> predicted = model.predict_trajectory(early, [1.0, 2.5, 4.0], seed=0)
+    >>> figure = diffvi.pl.population_over_time(predicted, "fate", measured=adata, show=False)
+    >>> [entry.get_text() for entry in figure.axes[0].get_legend().get_texts()]
+    ['down', 'progenitor', 'up']
     """
     for name, key in (("label", label), ("time_key", time_key)):
         one_of(name, key, list(predicted.obs))
