@@ -25,6 +25,25 @@ class ConditionVocabulary:
     It is stored as plain lists and numbers in the model's registry, so that conditions can be given by
     name after a model is loaded without its data. An entry is a category (``categories``), a number (``mean`` and
     ``sd``) or a set of perturbations (``members``: see :class:`PerturbationCoder`).
+
+    Parameters
+    ----------
+    entries
+        The entry of each attribute, by name, in the order of the codes.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from diffvi.data import ConditionVocabulary
+    >>> obs = pd.DataFrame({"cell_type": ["T", "B", None], "age": [20.0, 30.0, 40.0]})
+    >>> vocabulary = ConditionVocabulary.from_obs(obs, ["cell_type", "age"])
+    >>> vocabulary.entries["cell_type"]
+    {'categories': ['B', 'T']}
+    >>> codes = vocabulary.encode({"cell_type": ["T", "B"], "age": 30}, 2)
+    >>> codes.tolist()
+    [[1.0, 0.0], [0.0, 0.0]]
+    >>> vocabulary.decode(codes).values.tolist()
+    [['T', 30.0], ['B', 30.0]]
     """
 
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -34,6 +53,24 @@ class ConditionVocabulary:
         """Learn the vocabulary of ``keys``; numeric columns become numeric attributes, all others categories.
 
         The ``categorical`` among them are categories whatever they hold: batches are often numbered.
+
+        Parameters
+        ----------
+        obs
+            The cells' columns.
+        keys
+            Those to learn.
+        categorical
+            Those that hold categories even if they are numbers.
+
+        Returns
+        -------
+        The vocabulary, with missing values left out.
+
+        Raises
+        ------
+        InvalidInputError
+            If a column has no value at all, or an infinite one.
         """
         entries: dict[str, dict[str, Any]] = {}
         for key in keys:
@@ -124,7 +161,13 @@ class ConditionVocabulary:
                 yield name, "numeric", f"mean {entry['mean']:.4g}, sd {entry['sd']:.4g}"
 
     def encode_cells(self, adata: AnnData) -> np.ndarray:
-        """Codes of shape ``(n_cells, n_columns)``; NaN where a value is absent or unknown."""
+        """Codes of shape ``(n_cells, n_columns)``; NaN where a value is absent or unknown.
+
+        Parameters
+        ----------
+        adata
+            Cells; columns of ``obs`` may be absent.
+        """
         codes = np.full((adata.n_obs, self.n_columns), np.nan, dtype=np.float32)
         for name, where in self.columns.items():
             if name in self.perturbations:
@@ -137,10 +180,29 @@ class ConditionVocabulary:
     def encode(self, conditions: Mapping[str, Any] | None, n_obs: int) -> np.ndarray:
         """Codes for conditions by name, each a single value or one for every cell.
 
+        Parameters
+        ----------
+        conditions
+            Values by name of the attribute, or of the dose of a perturbation; ``None`` for no condition.
+        n_obs
+            Number of cells.
+
+        Returns
+        -------
+        Codes, ``(n_obs, n_columns)``, NaN where not given.
+
         Raises
         ------
         InvalidInputError
-            For an unknown attribute or value, naming it and the known ones, or a wrong length.
+            For an unknown attribute or value, naming it and the known ones, or a wrong length; for conditions that are not a
+            mapping, a perturbation without its dose, or a dose without its perturbation.
+
+        Examples
+        --------
+        >>> from diffvi.data import ConditionVocabulary
+        >>> ConditionVocabulary({"cell_type": {"categories": ["B", "T"]}}).encode({"cell_type": "NK"}, 1)
+        Traceback (most recent call last):
+        diffvi._exceptions.InvalidInputError: `conditions['cell_type']`: unknown value 'NK'; known are 'B', 'T'.
         """
         codes = np.full((n_obs, self.n_columns), np.nan, dtype=np.float32)
         if conditions is not None and not isinstance(conditions, Mapping):
@@ -200,7 +262,19 @@ class ConditionVocabulary:
         return np.where(np.isfinite(numbers), (numbers - entry["mean"]) / entry["sd"], np.nan).astype(np.float32)
 
     def decode(self, codes: np.ndarray, index: pd.Index | None = None) -> pd.DataFrame:
-        """The ``obs`` columns that codes stand for; attributes that were not given are missing values."""
+        """The ``obs`` columns that codes stand for; attributes that were not given are missing values.
+
+        Parameters
+        ----------
+        codes
+            Codes, ``(n, n_columns)``.
+        index
+            Names of the cells; numbers if not given.
+
+        Returns
+        -------
+        A column for each attribute, and one for the doses of a perturbation that has some.
+        """
         obs = pd.DataFrame(index=index if index is not None else pd.RangeIndex(len(codes)).astype(str))
         for name, entry in self.entries.items():
             j = self.columns[name].start
@@ -221,13 +295,46 @@ class ConditionVocabulary:
         return obs
 
     def numbers(self, name: str, codes: np.ndarray) -> np.ndarray:
-        """Values of a numeric attribute, to the digits that codes of single precision hold; NaN where not given."""
+        """Values of a numeric attribute, to the digits that codes of single precision hold; NaN where not given.
+
+        Parameters
+        ----------
+        name
+            Name of the attribute.
+        codes
+            Codes of all attributes, ``(n, n_columns)``.
+
+        Returns
+        -------
+        Values in the unit of the column that was learnt from, ``(n,)``.
+        """
         entry = self.entries[name]
         values = codes[:, self.columns[name].start].astype(float) * entry["sd"] + entry["mean"]
         return np.round(values, 5 - int(np.floor(np.log10(entry["sd"])))) + 0.0
 
     def scales(self, guidance_scale: float | Mapping[str, float]) -> list[float]:
-        """One guidance scale for each attribute, from a number or a mapping by name (1 where not named)."""
+        """One guidance scale for each attribute, from a number or a mapping by name (1 where not named).
+
+        Parameters
+        ----------
+        guidance_scale
+            From 0, without the condition, over 1, as learnt, to at most :data:`MAX_GUIDANCE`.
+
+        Returns
+        -------
+        Scales in the order of the codes.
+
+        Raises
+        ------
+        InvalidInputError
+            For an unknown name, or a scale that is no such number.
+
+        Examples
+        --------
+        >>> from diffvi.data import ConditionVocabulary
+        >>> ConditionVocabulary({"type": {"categories": ["B"]}, "age": {"mean": 30, "sd": 5}}).scales({"age": 3})
+        [1.0, 3.0]
+        """
         given = guidance_scale if isinstance(guidance_scale, Mapping) else dict.fromkeys(self.entries, guidance_scale)
         for name in given:
             one_of("guidance_scale", name, self.entries)

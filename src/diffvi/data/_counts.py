@@ -26,6 +26,19 @@ def sample_counts(px: Any, streams: CellStreams) -> sparse.csr_matrix:
     -------
     CSR matrix of ``int32`` counts, ``(n, G)``. A negative binomial of mean ``mu`` and inverse dispersion
     ``theta`` is drawn as a Poisson whose rate is Gamma(theta, mu / theta).
+
+    Examples
+    --------
+    A negative binomial of mean 5 and inverse dispersion 2 has the variance 5 + 5² / 2 = 17.5.
+
+    >>> import torch
+    >>> from diffvi._random import CellStreams
+    >>> from diffvi.data import sample_counts
+    >>> from scvi.distributions import NegativeBinomial
+    >>> px = NegativeBinomial(mu=torch.full((2000, 1), 5.0), theta=torch.tensor([2.0]))
+    >>> counts = sample_counts(px, CellStreams(0, range(2000))).toarray()
+    >>> round(counts.mean()), round(counts.var())
+    (5, 17)
     """
     rate = _numpy(px.rate if hasattr(px, "rate") else px.mu)
     theta = _numpy(px.theta) if hasattr(px, "theta") else None
@@ -75,6 +88,21 @@ def transport_counts(
     Returns
     -------
     CSR matrix of ``int32`` counts, and expectation and variance of each count given the cell's own, ``(n, G)`` each.
+
+    Examples
+    --------
+    Twice the mean: counts are added to those observed, and what comes out follows the second distribution, of mean 10 and variance
+    10 + 10² / 2 = 60.
+
+    >>> import torch
+    >>> from diffvi._random import CellStreams
+    >>> from diffvi.data import sample_counts, transport_counts
+    >>> from scvi.distributions import NegativeBinomial
+    >>> before, after = (NegativeBinomial(mu=torch.full((2000, 1), m), theta=torch.tensor([2.0])) for m in (5.0, 10.0))
+    >>> counts = sample_counts(before, CellStreams(0, range(2000)))
+    >>> moved, expected, _ = transport_counts(counts, before, after, CellStreams(1, range(2000)))
+    >>> round(moved.mean()), round(moved.toarray().var()), int((moved - counts).min())
+    (10, 61, 0)
     """
     m0, m1 = (_numpy(px.rate if hasattr(px, "rate") else px.mu) for px in (before, after))
     theta = _numpy(before.theta) if hasattr(before, "theta") else np.full(m0.shape[1], 1e12)

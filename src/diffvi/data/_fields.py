@@ -65,7 +65,31 @@ def check_numbers(adata: AnnData, **columns: str | None) -> None:
 
 
 def check_counts(adata: AnnData, layer: str | None, rows: int = 50_000) -> None:
-    """Raise unless the matrix holds finite non-negative whole numbers and no cell is empty."""
+    """Raise unless the matrix holds finite non-negative whole numbers and no cell is empty.
+
+    Parameters
+    ----------
+    adata
+        The data; the matrix may be dense, sparse or on the disk.
+    layer
+        Name of the layer to check; ``None`` for ``adata.X``.
+    rows
+        Cells that are read at a time.
+
+    Raises
+    ------
+    InvalidInputError
+        If they are no such counts, the layer is not there, or there is no cell or no gene.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> from diffvi.data import check_counts
+    >>> check_counts(AnnData(np.array([[1.0, 0.5]])), None)
+    Traceback (most recent call last):
+    diffvi._exceptions.InvalidInputError: adata.X holds values that are not whole numbers (such as 0.5); raw counts are needed. ...
+    """
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if layer is not None and layer not in adata.layers:
         raise InvalidInputError(f"`layer`: adata.layers has no {layer!r}; it has {listed(adata.layers)}.")
@@ -100,7 +124,19 @@ def check_counts(adata: AnnData, layer: str | None, rows: int = 50_000) -> None:
 
 
 class CountsField(fields.LayerField):
-    """Raw counts, checked in full; new data must have the model's genes in the model's order."""
+    """Raw counts, checked in full; new data must have the model's genes in the model's order.
+
+    Examples
+    --------
+    >>> from diffvi.data import CountsField
+    >>> from diffvi.datasets import simulate_cells
+    >>> cells = simulate_cells(20, 5, seed=0)
+    >>> field = CountsField("X", None, is_count_data=True)
+    >>> state = field.register_field(cells)
+    >>> field.transfer_field(state, cells[:, ::-1].copy())
+    Traceback (most recent call last):
+    diffvi._exceptions.InvalidInputError: `adata` has the model's genes in another order. ...
+    """
 
     def validate_field(self, adata: AnnData) -> None:
         if _ADATA_MINIFY_TYPE_UNS_KEY not in adata.uns:
@@ -152,6 +188,18 @@ class LabelsField(fields.CategoricalObsField):
     """Labels that a query may lack: the likelihood needs them only for ``dispersion="gene-label"``.
 
     Missing, unknown and NaN labels get code 0 here and a null condition in :class:`ConditionsField`.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from anndata import AnnData
+    >>> from diffvi.data import LabelsField
+    >>> cells, query = (AnnData(obs=pd.DataFrame({"type": t}, index=["a", "b"])) for t in (["B", "T"], ["T", "NK"]))
+    >>> field = LabelsField("labels", "type")
+    >>> state = field.register_field(cells)
+    >>> _ = field.transfer_field(state, query)
+    >>> query.obs[field.attr_key].tolist()
+    [1, 0]
     """
 
     def register_field(self, adata: AnnData) -> dict:
@@ -195,6 +243,20 @@ class ConditionsField(fields.BaseAnnDataField):
         Those that hold categories even if they are numbers.
     sets
         Further entries of the vocabulary, by name: how each is learnt from the data.
+
+    Examples
+    --------
+    A query without ages, and with a type that is not known:
+
+    >>> import pandas as pd
+    >>> from anndata import AnnData
+    >>> from diffvi.data import ConditionsField
+    >>> cells = AnnData(obs=pd.DataFrame({"type": ["B", "T"], "age": [20, 40]}, index=["a", "b"]))
+    >>> query = AnnData(obs=pd.DataFrame({"type": ["T", "NK"]}, index=["c", "d"]))
+    >>> field = ConditionsField(["type", "age"])
+    >>> _ = field.transfer_field(field.register_field(cells), query)
+    >>> query.obsm[field.attr_key].tolist()
+    [[1.0, nan], [nan, nan]]
     """
 
     VOCABULARY_KEY = "vocabulary"
@@ -272,6 +334,36 @@ def scvi_fields(
 
     A ``query`` that is registered with a model that is trained already may lack labels and conditions. ``context_keys``
     are conditions that hold categories, as labels and batch do; ``sets`` are further ones: see :class:`ConditionsField`.
+
+    Parameters
+    ----------
+    adata
+        The data that the arguments refer to.
+    layer
+        Layer with the counts; ``None`` for ``adata.X``.
+    batch_key, labels_key, size_factor_key
+        Columns of ``adata.obs``, or ``None``.
+    categorical_covariate_keys, continuous_covariate_keys, condition_keys, context_keys
+        Lists of them, or ``None``.
+    query, sets
+        See above.
+
+    Returns
+    -------
+    Fields for a manager, the counts first and the conditions last.
+
+    Raises
+    ------
+    InvalidInputError
+        If an argument is of the wrong kind or names a column that is absent, incomplete or does not hold what it needs.
+
+    Examples
+    --------
+    >>> from diffvi.data import scvi_fields
+    >>> from diffvi.datasets import simulate_cells
+    >>> fields = scvi_fields(simulate_cells(20, 5, seed=0), None, None, "cell_type", None, None, None, None)
+    >>> [field.registry_key for field in fields][:3], fields[-1].keys
+    (['X', 'batch', 'labels'], ['cell_type'])
     """
     check_names("layer", layer)
     for argument, keys in (("labels_key", labels_key), ("condition_keys", condition_keys)):

@@ -27,7 +27,15 @@ class LatentData:
     mean, scale
         Shape ``(n_cells, d)``.
     codes
-        Attribute codes, ``(n_cells, n_attributes)``, NaN where unknown.
+        Attribute codes, ``(n_cells, n_columns)``, NaN where unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffvi.data import LatentData
+    >>> manager = LatentData(np.zeros((5, 2)), np.ones((5, 2)), np.zeros((5, 1))).manager()
+    >>> sorted(manager.data_registry), manager.adata.shape
+    (['codes', 'mean', 'scale'], (5, 0))
     """
 
     mean: np.ndarray
@@ -56,13 +64,24 @@ class TrainingTable:
     Parameters
     ----------
     codes
-        Attribute codes, ``(n, n_attributes)``.
+        Attribute codes, ``(n, n_columns)``.
     log_library
         Log library size (or log size factor), ``(n,)``.
     batch, labels
         scvi's codes, ``(n,)``.
     cat_covs, cont_covs
         Covariates of the decoder, ``(n, k)``, or ``None``.
+
+    Examples
+    --------
+    Three cells with a type and a batch. No cell is of type 1 and in batch 1, so one of type 1 stands in.
+
+    >>> import numpy as np
+    >>> from diffvi.data import TrainingTable
+    >>> codes = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    >>> table = TrainingTable(codes, np.full(3, 8.0), batch=np.array([0, 1, 0]), labels=np.array([0, 0, 1]))
+    >>> table.match(np.array([[0.0, 1.0], [1.0, 1.0]]), np.zeros(2)).tolist()
+    [1, 2]
     """
 
     codes: np.ndarray
@@ -95,7 +114,7 @@ class TrainingTable:
         }
 
     def append(self, other: TrainingTable) -> TrainingTable:
-        """The rows of this table, then those of another of the same model."""
+        """The rows of this table, then those of another of the same model; covariates that one of them lacks are left out."""
         mine, theirs = vars(self), vars(other)
         values: dict[str, Any] = {
             k: None if v is None or theirs[k] is None else np.concatenate([v, theirs[k]]) for k, v in mine.items()
@@ -107,6 +126,17 @@ class TrainingTable:
 
         Only categories have to agree, because no two cells share a measured number. If no cell has the
         combination, agreement is given up from the last attribute to the first.
+
+        Parameters
+        ----------
+        codes
+            Attribute codes, ``(n, n_columns)``, NaN where anything will do.
+        uniform
+            Numbers in [0, 1), ``(n,)``.
+
+        Returns
+        -------
+        Rows of this table, ``(n,)``.
         """
         rows = np.empty(len(codes), dtype=int)
         unique, inverse = np.unique(np.nan_to_num(codes, nan=-1e9), axis=0, return_inverse=True)

@@ -42,6 +42,7 @@ class CellsField(BaseMuDataWrapperClass):
         self._adata_field, self.columns, self.rna = field, columns, rna
 
     def get_modality(self, mdata: MuData) -> AnnData:
+        """An AnnData with the field's columns; one that is nowhere is left out."""
         return gather(mdata, self.columns, self.rna, required=False)
 
     def _copied(self, mdata: MuData, cells: AnnData, state: dict) -> dict:
@@ -50,10 +51,12 @@ class CellsField(BaseMuDataWrapperClass):
         return state
 
     def register_field(self, mdata: MuData) -> dict:
+        """Register the field with the columns, and copy what it writes to the MuData."""
         cells = self.get_modality(mdata)
         return self._copied(mdata, cells, self.adata_field.register_field(cells))
 
     def transfer_field(self, state_registry: dict, mdata_target: MuData, **kwargs: Any) -> dict:
+        """The same for other data, by the state of those it was registered with."""
         cells = self.get_modality(mdata_target)
         return self._copied(mdata_target, cells, self.adata_field.transfer_field(state_registry, cells, **kwargs))
 

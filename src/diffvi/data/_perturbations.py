@@ -15,7 +15,7 @@ from diffvi._exceptions import InvalidInputError, listed
 from diffvi.nn import Attribute
 
 Treatment = tuple[tuple[str, float], ...]
-"""A perturbation: its parts in alphabetical order, each with its dose; empty for the control."""
+"""A perturbation: its parts in alphabetical order, each with its dose, such as ``(("A", 1.0), ("B", 0.5))``; empty for the control."""
 
 MIN_PLACES = 8
 """Parts that a perturbation may have, unless training has more."""
@@ -44,6 +44,20 @@ class PerturbationCoder:
         Most parts that a perturbation may have.
     obsm
         The perturbation is a matrix in ``adata.obsm``, cells by members, of doses or of zeros and ones.
+
+    Examples
+    --------
+    The order in which a name has its parts says nothing. Doses up to 100 have weights up to 1:
+
+    >>> from diffvi.data import PerturbationCoder
+    >>> coder = PerturbationCoder(["A", "B"], control="ctrl", max_dose=100.0, places=2)
+    >>> coder.parse("B+A", 100), coder.parse("ctrl")
+    ((('A', 100.0), ('B', 100.0)), ())
+    >>> codes = coder.encode([coder.parse("B+A", 100), coder.parse("B", 10), (), None])
+    >>> codes.astype(float).round(1).tolist()
+    [[0.0, 1.0, 1.0, 1.0], [1.0, nan, 0.5, 0.0], [nan, nan, 0.0, 0.0], [nan, nan, nan, nan]]
+    >>> coder.decode(codes)[1:]
+    [(('B', 10.0),), (), None]
     """
 
     members: list[str]
@@ -59,7 +73,28 @@ class PerturbationCoder:
     def from_cells(
         cls, adata: AnnData, key: str, control: str, separator: str, dose_key: str | None, extra: Sequence[str] = ()
     ) -> PerturbationCoder:
-        """Learn the names and doses in ``adata``; ``extra`` are names that an embedding knows beside them."""
+        """Learn the names and doses in ``adata``; ``extra`` are names that an embedding knows beside them.
+
+        Parameters
+        ----------
+        adata
+            Cells; the control among them is not needed.
+        key
+            Column of ``adata.obs`` with names, or key of a matrix in ``adata.obsm``.
+        control, separator, dose_key
+            As of the class.
+        extra
+            Further names of single perturbations.
+
+        Returns
+        -------
+        The coder, with its members in alphabetical order.
+
+        Raises
+        ------
+        InvalidInputError
+            If doses are not finite numbers of at least 0.
+        """
         coder = cls([], control, separator, dose_key, obsm=key not in adata.obs)
         treatments = {t for t in coder.treatments(adata, key) if t is not None}
         doses = sorted({dose for t in treatments for _, dose in t})
@@ -93,7 +128,13 @@ class PerturbationCoder:
         return self.separator.join(part for part, _ in treatment) or self.control
 
     def treatments(self, adata: AnnData, key: str) -> list[Treatment | None]:
-        """The treatment of every cell; ``None`` where a cell has none (a missing value or column)."""
+        """The treatment of every cell; ``None`` where a cell has none (a missing value or column).
+
+        Raises
+        ------
+        InvalidInputError
+            If doses are not finite numbers of at least 0.
+        """
         if key in adata.obs:
             doses = self._doses(adata.obs[self.dose_key]) if self.dose_key in adata.obs else np.ones(adata.n_obs)
             return self.parsed(adata.obs[key], doses)
@@ -102,7 +143,7 @@ class PerturbationCoder:
         return [None] * adata.n_obs
 
     def parsed(self, names: Any, doses: Any = 1.0) -> list[Treatment | None]:
-        """Treatments of names and doses, each pair parsed once."""
+        """Treatments of names and doses, each pair parsed once; one dose may serve for all, and ``None`` stands for a missing value."""
         table = pd.DataFrame({"name": pd.Series(list(names), dtype=object), "dose": doses})
         known: dict[Any, Treatment | None] = {}
         for row in table.drop_duplicates().itertuples(index=False):
@@ -143,7 +184,13 @@ class PerturbationCoder:
         return float(np.log1p(dose / self.dose_unit) / np.log1p(self.max_dose / self.dose_unit))
 
     def encode(self, treatments: Sequence[Treatment | None]) -> np.ndarray:
-        """Codes ``(n, 2 * places)``; all NaN for ``None`` and for a treatment with an unknown part."""
+        """Codes ``(n, 2 * places)``; all NaN for ``None`` and for a treatment with an unknown part.
+
+        Raises
+        ------
+        InvalidInputError
+            If a treatment of known parts has more than ``places``.
+        """
         number = {name: i for i, name in enumerate(self.members)}
         known: dict[Treatment | None, np.ndarray] = {}
         for treatment in set(treatments):
@@ -160,7 +207,7 @@ class PerturbationCoder:
         return np.stack([known[t] for t in treatments]) if treatments else np.zeros((0, 2 * self.places), np.float32)
 
     def decode(self, codes: np.ndarray) -> list[Treatment | None]:
-        """The treatments that codes stand for."""
+        """The treatments that codes ``(n, 2 * places)`` stand for, with doses to six digits; ``None`` where all are NaN."""
         # Two NaN are never the same to numpy, and there are many of them.
         unique, inverse = np.unique(np.nan_to_num(codes, nan=-1.0), axis=0, return_inverse=True)
         found: list[Treatment | None] = []

@@ -29,6 +29,11 @@ class ProteinsField(fields.BaseAnnDataField):
     ----------
     read
         How to get the counts from the object that is registered.
+
+    Raises
+    ------
+    InvalidInputError
+        When registered with a protein that was measured in no cell, or transferred to data with one that is not in the panel.
     """
 
     NAMES_KEY = "column_names"
@@ -57,6 +62,7 @@ class ProteinsField(fields.BaseAnnDataField):
         """The reader checks what it reads."""
 
     def register_field(self, adata: Any) -> dict:
+        """Write the counts to ``obsm`` and remember the panel."""
         super().register_field(adata)
         counts = self.read(adata, True)
         assert counts is not None
@@ -71,6 +77,7 @@ class ProteinsField(fields.BaseAnnDataField):
         return {self.NAMES_KEY: counts.columns.to_numpy()}
 
     def transfer_field(self, state_registry: dict, adata_target: Any, **kwargs: Any) -> dict:
+        """Write the counts of other data in the order of the panel, NaN for proteins that they lack."""
         super().transfer_field(state_registry, adata_target, **kwargs)
         known = pd.Index(state_registry[self.NAMES_KEY])
         counts = self.read(adata_target, False)

@@ -33,6 +33,14 @@ class FewSteps(nn.Module):
         Where it starts from; it is copied.
     n_steps
         Number of steps.
+
+    Examples
+    --------
+    >>> from diffvi.module import FewSteps
+    >>> from diffvi.nn import Denoiser
+    >>> few = FewSteps(Denoiser(10, backbone="mlp"), 4)
+    >>> few.n_steps, any(p.requires_grad for p in few.parameters())
+    (4, False)
     """
 
     steps: Tensor
@@ -78,6 +86,24 @@ def distil(
     Returns
     -------
     The student, with averaged weights.
+
+    Notes
+    -----
+    For each step of the student an update costs eight evaluations of the teacher and one, with its gradient, of the student.
+
+    Examples
+    --------
+    Two updates of an untrained prior, to show what goes in and how the student is used.
+
+    >>> import torch
+    >>> from diffvi.module import LatentPrior, distil
+    >>> from diffvi.nn import Attribute
+    >>> from diffvi.process import ddim
+    >>> prior = LatentPrior(3, [Attribute("cell_type", 2)], "mlp", {"width": 16})
+    >>> codes = torch.tensor([[0.0], [1.0]])
+    >>> student = distil(prior, codes, n_steps=2, batches=range(2), batch_size=8, lr=1e-3, seed=0)
+    >>> prior.sample(torch.randn(2, 3), codes, ddim, student.n_steps, network=student.denoiser).shape
+    torch.Size([2, 3])
     """
     batches = list(batches) if not hasattr(batches, "__len__") else batches
     # Codes may be those of the user's attributes alone, without what a model adds.

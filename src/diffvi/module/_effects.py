@@ -43,6 +43,18 @@ class EffectWeights:
         The part of it by which a combination that was not measured may deviate from the sum of its parts.
     status
         One of :data:`STATUSES` each, with the number of known parts for a combination.
+
+    Examples
+    --------
+    The prediction of a treatment that was measured badly draws on the measurement and on the others.
+
+    >>> import numpy as np
+    >>> from diffvi.module import EffectProcess
+    >>> treatments = [(("A", 1.0),), (("B", 1.0),)]
+    >>> process = EffectProcess(treatments, np.array([[2.0], [2.0]]), noise=np.array([5.0, 0.01]))
+    >>> made = process.predict(treatments)
+    >>> made.weights.shape, bool(made.weights[0, 1] > 0.1), bool(made.weights[1, 0] > 0.1)
+    ((2, 2), True, False)
     """
 
     weights: np.ndarray
@@ -87,6 +99,23 @@ class EffectProcess:
         Draw noisy measurements to what the others say; otherwise take them as they are.
     params
         Hyperparameters; fitted where not given.
+
+    Examples
+    --------
+    Two perturbations that were measured well. They are predicted as measured, their combination as the sum, and one that nothing is
+    known of has a small effect and a large variance.
+
+    >>> import numpy as np
+    >>> from diffvi.module import EffectProcess
+    >>> a, b, c = ("A", 1.0), ("B", 1.0), ("C", 1.0)
+    >>> process = EffectProcess([(a,), (b,)], np.array([[2.0, 0.0], [0.0, 3.0]]), noise=np.full(2, 0.01))
+    >>> made = process.predict([(a,), (a, b), (c,)])
+    >>> made.status
+    ['seen', 'combo_seen2', 'unseen_no_information']
+    >>> (made.weights @ process.effects).round(1).tolist()
+    [[2.0, 0.0], [2.0, 3.0], [0.3, 0.5]]
+    >>> made.epistemic.round(1).tolist()
+    [0.0, 0.7, 3.1]
     """
 
     treatments: list[Treatment]
@@ -205,7 +234,17 @@ class EffectProcess:
     # ---------------------------------------------------------------- predictions
 
     def predict(self, treatments: Sequence[Treatment]) -> EffectWeights:
-        """Weights and variances for treatments; those of the control are zero."""
+        """Weights and variances for treatments; those of the control are zero.
+
+        Parameters
+        ----------
+        treatments
+            Any treatments, seen or not.
+
+        Returns
+        -------
+        Weights ``(len(treatments), n_training)``: the prediction is ``weights @ effects``.
+        """
         cross = self._kernel(treatments, self.treatments)
         prior = np.array([self._kernel([t], [t])[0, 0] for t in treatments])
         place = {t: j for j, t in enumerate(self.treatments)}
@@ -220,7 +259,12 @@ class EffectProcess:
         return EffectWeights(weights, noise, epistemic, self._deviation(treatments, status, epistemic), status)
 
     def leave_one_out(self) -> EffectWeights:
-        """What would be predicted for each training treatment without its own measurement."""
+        """What would be predicted for each training treatment without its own measurement.
+
+        Returns
+        -------
+        Weights ``(n_training, n_training)``, zero on the diagonal. The hyperparameters are those fitted with all treatments.
+        """
         diagonal = np.diag(self._precision)
         weights = -self._precision / diagonal[:, None]
         np.fill_diagonal(weights, 0.0)
@@ -236,7 +280,19 @@ class EffectProcess:
         return np.minimum(np.where([s.startswith("combo") for s in status], own, 0.0), epistemic)
 
     def status(self, treatment: Treatment, without: Treatment | None = None) -> str:
-        """How much training says about a treatment."""
+        """How much training says about a treatment.
+
+        Parameters
+        ----------
+        treatment
+            Any treatment.
+        without
+            A training treatment that is taken for not measured.
+
+        Returns
+        -------
+        One of :data:`STATUSES`.
+        """
         others = [t for t in self.treatments if t != without] if without is not None else self.treatments
         known = {part for t in others for part, _ in t} if without is not None else self.known
         if not treatment:
@@ -253,7 +309,7 @@ class EffectProcess:
         return "unseen_embedded" if part in self.features else "unseen_no_information"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything needed to make the process again."""
+        """Everything needed to make the process again: ``EffectProcess(**values)``, without a second fit."""
         return {
             "treatments": list(self.treatments),
             "effects": self.effects,

@@ -23,6 +23,31 @@ class RNAFeatures:
     """Principal components of analytic Pearson residuals (:cite:p:`Lause21`), and the log library.
 
     Components of residuals keep weak marker genes that log-normalised ones lose beside the most expressed.
+
+    Parameters
+    ----------
+    share
+        Each gene's share of all counts, ``(n_genes,)``.
+    mean, components
+        Mean of the residuals, ``(n_genes,)``, and their components, ``(n_components, n_genes)``.
+    unit
+        Standard deviation of the first component, which scores are divided by.
+    library
+        Mean and standard deviation of the log library.
+    clip
+        Largest residual.
+    theta
+        Inverse dispersion that the residuals assume.
+
+    Examples
+    --------
+    >>> from diffvi.datasets import simulate_cells
+    >>> from diffvi.module import RNAFeatures
+    >>> from scipy.sparse import csr_matrix
+    >>> counts = csr_matrix(simulate_cells(60, 30, seed=0).X)
+    >>> features = RNAFeatures.fit(counts[:40], n_components=5)
+    >>> features(counts[40:]).shape
+    (20, 6)
     """
 
     share: np.ndarray
@@ -35,7 +60,7 @@ class RNAFeatures:
 
     @classmethod
     def fit(cls, counts: sparse.csr_matrix, n_components: int = 50, seed: int = 0) -> RNAFeatures:
-        """Learn the components from raw counts of training cells."""
+        """Learn the components from raw counts of training cells, ``(n, n_genes)``; fewer where there are fewer cells or genes."""
         total = np.asarray(counts.sum(0), dtype=float).ravel()
         log_library = np.log(np.maximum(np.asarray(counts.sum(1), dtype=float).ravel(), 1))
         library = np.array([log_library.mean(), max(float(log_library.std()), 1e-6)])
@@ -72,19 +97,33 @@ class RNAFeatures:
 
 @dataclass
 class ProteinFeatures:
-    """Standardised log counts; a protein that is missing is at its mean."""
+    """Standardised log counts; a protein that is missing is at its mean.
+
+    Parameters
+    ----------
+    mean, sd
+        Of ``log(1 + count)``, ``(n_proteins,)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffvi.module import ProteinFeatures
+    >>> features = ProteinFeatures.fit(np.array([[1.0, 10.0], [3.0, np.nan], [7.0, 1000.0]]))
+    >>> features(np.array([[7.0, np.nan]])).round(2).tolist()
+    [[0.87, 0.0]]
+    """
 
     mean: np.ndarray
     sd: np.ndarray
 
     @classmethod
     def fit(cls, counts: np.ndarray) -> ProteinFeatures:
-        """Learn mean and spread of the log counts, NaN where missing."""
+        """Learn mean and spread of the log counts of cells, ``(n, n_proteins)``, NaN where missing."""
         logged = np.log1p(counts)
         return cls(np.nanmean(logged, 0), np.maximum(np.nanstd(logged, 0), 1e-6))
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
-        """Features of cells, ``(n, n_proteins)``."""
+        """Features of cells, ``(n, n_proteins)``, divided by the root of the panel's size: distances do not grow with it."""
         return np.nan_to_num((np.log1p(counts) - self.mean) / self.sd) / np.sqrt(counts.shape[1])
 
 
@@ -105,6 +144,18 @@ class KernelPath:
         ``(m, n_targets)``.
     mean
         Mean of the targets.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffvi.module import KernelPath
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.uniform(-2, 2, (200, 1))
+    >>> path, held_out = KernelPath.fit(x, x**2 + rng.normal(0, 0.1, x.shape))
+    >>> np.abs(path(np.array([[0.0], [1.0], [1.5]]))).astype(float).round(1).ravel().tolist()
+    [0.0, 1.0, 2.2]
+    >>> held_out.shape
+    (200, 1)
     """
 
     landmarks: np.ndarray
@@ -114,7 +165,19 @@ class KernelPath:
 
     @classmethod
     def fit(cls, features: np.ndarray, targets: np.ndarray, seed: int = 0) -> tuple[KernelPath, np.ndarray]:
-        """The path, and the out-of-fold predictions for the cells that it is fitted on, ``(n, n_targets)``."""
+        """The path, and the out-of-fold predictions for the cells that it is fitted on, ``(n, n_targets)``.
+
+        Parameters
+        ----------
+        features, targets
+            Of the training cells, ``(n, k)`` and ``(n, n_targets)``.
+        seed
+            Seed of landmarks and folds.
+
+        Returns
+        -------
+        The path, and predictions in the units of the targets.
+        """
         n, rng = len(features), np.random.default_rng(seed)
         landmarks = features[np.sort(rng.choice(n, min(n, MAX_LANDMARKS), replace=False))]
         fold = rng.permutation(n) % min(N_FOLDS, n)

@@ -51,6 +51,20 @@ class MultimodalVAE(TOTALVAE):
         everything there is in a cell.
     **kwargs
         As in :class:`scvi.module.TOTALVAE`.
+
+    Examples
+    --------
+    A cell whose proteins are all missing is encoded from its RNA; the next one from both.
+
+    >>> import torch
+    >>> from diffvi.module import MultimodalVAE
+    >>> vae = MultimodalVAE(20, 3, n_batch=1, n_latent=2).eval()
+    >>> rna, protein, batch = torch.ones(2, 20), torch.ones(2, 3), torch.zeros(2, 1)
+    >>> protein[0] = float("nan")
+    >>> z = vae.inference(rna, protein, batch)["qz"].loc
+    >>> from_rna, from_both = (vae.posterior(view, rna, protein, batch).loc for view in ("rna", "both"))
+    >>> torch.allclose(z[0], from_rna[0]), torch.allclose(z[1], from_both[1])
+    (True, True)
     """
 
     def __init__(
@@ -135,7 +149,21 @@ class MultimodalVAE(TOTALVAE):
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
     ) -> Normal:
-        """q(z | view), from raw counts; NaN proteins are missing, and the modality that is not in view may be ``None``."""
+        """q(z | view), from raw counts; NaN proteins are missing, and the modality that is not in view may be ``None``.
+
+        Parameters
+        ----------
+        view
+            ``"both"``, ``"rna"`` or ``"protein"``.
+        x, y
+            Counts of genes and proteins, ``(n, n_genes)`` and ``(n, n_proteins)``.
+        batch_index, cont_covs, cat_covs
+            scvi's batch, ``(n, 1)``, and covariates, ``(n, k)``.
+
+        Returns
+        -------
+        Normal distributions, ``(n, n_latent)``.
+        """
         parts = []
         if view != "protein":
             assert x is not None
@@ -216,7 +244,7 @@ class MultimodalVAE(TOTALVAE):
         return outputs
 
     def likelihoods(self, px: dict[str, Tensor], py: dict[str, Tensor]) -> tuple[Any, NegativeBinomialMixture]:
-        """Count distributions of the genes and the proteins."""
+        """Count distributions of the genes, ``(n, n_genes)``, and the proteins, from what :meth:`generative` returns."""
         if self.gene_likelihood == "zinb":
             genes = ZeroInflatedNegativeBinomial(
                 mu=px["rate"], theta=px["r"], zi_logits=px["dropout"], scale=px["scale"]
@@ -236,6 +264,17 @@ class MultimodalVAE(TOTALVAE):
         (dequantisation; :cite:p:`Theis16`). A prior over :math:`w` then has no noise model to be wrong about: protein
         counts are large, and hardly any of their spread is that of counting. Where no count was measured, mean
         and spread are about those of the decoder's mixture.
+
+        Parameters
+        ----------
+        py
+            The proteins' part of what :meth:`generative` returns.
+        y
+            Protein counts, ``(n, n_proteins)``, NaN where missing.
+
+        Returns
+        -------
+        Mean and standard deviation, in natural logarithms of counts plus one, ``(n, n_proteins)`` each.
         """
         counts = y.nan_to_num(0.0)
         width = (counts + 1.5).log() - (counts + 0.5).log()
@@ -250,7 +289,15 @@ class MultimodalVAE(TOTALVAE):
 
     @staticmethod
     def protein_counts(w: Tensor) -> Tensor:
-        """Counts of :meth:`protein_state`'s values."""
+        """Counts of :meth:`protein_state`'s values.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from diffvi.module import MultimodalVAE
+        >>> MultimodalVAE.protein_counts(torch.log1p(torch.tensor([0.0, 3.2, 250.0]))).tolist()
+        [0.0, 3.0, 250.0]
+        """
         return w.clamp_max(20.0).expm1().round().clamp_min(0.0)
 
     def loss(

@@ -34,6 +34,19 @@ class Responses:
         of the treatment in ``process.treatments``, all in standardised units.
     n_neighbors
         Pairs that count as alike; 0 for mean effects alone.
+
+    Examples
+    --------
+    A treatment whose effect is 1 on cells around 0 and 3 on cells around 5:
+
+    >>> import numpy as np
+    >>> from diffvi.module import EffectProcess, Responses
+    >>> drug = (("A", 1.0),)
+    >>> process = EffectProcess([drug], np.array([[2.0]]), noise=np.array([0.001]))
+    >>> source, change = np.repeat([[0.0], [5.0]], 20, axis=0), np.repeat([[1.0], [3.0]], 20, axis=0)
+    >>> responses = Responses(process, source, change, np.zeros(40, int), n_neighbors=10)
+    >>> responses.shifts(np.array([[0.0], [5.0], [5.0]]), [drug, drug, ()]).round(1).tolist()
+    [[1.0], [3.0], [0.0]]
     """
 
     process: EffectProcess
@@ -48,14 +61,26 @@ class Responses:
         return self.process.predict(treatments)
 
     def shift(self, z: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Change of control cells at ``z`` of shape ``(n, d)`` under one weighting of the training treatments."""
+        """Change of control cells at ``z`` of shape ``(n, d)`` under one weighting of the training treatments.
+
+        Parameters
+        ----------
+        z
+            Standardised latent of the cells.
+        weights
+            A row of :attr:`EffectWeights.weights`, ``(n_training,)``.
+
+        Returns
+        -------
+        Change in standardised units, ``(n, d)``.
+        """
         change = np.broadcast_to(weights @ self.process.effects, z.shape).copy()
         for row in np.flatnonzero(np.abs(weights) > LEAST_WEIGHT):
             change += weights[row] * self._deviation(int(row), z)
         return change
 
     def shifts(self, z: np.ndarray, treatments: Sequence[Treatment]) -> np.ndarray:
-        """Change of each cell under its own treatment, ``(n, d)``."""
+        """Change of each cell at ``z`` under its own treatment, ``(n, d)``; zero for the control."""
         unique = sorted(set(treatments))
         number = {t: i for i, t in enumerate(unique)}
         which = np.array([number[t] for t in treatments], dtype=int)
@@ -84,6 +109,17 @@ class Responses:
         """With the treatments of ``others`` that this one lacks, and which of them those are.
 
         A latent ``z`` of the others is ``ratio * z + offset`` in the units of this one.
+
+        Parameters
+        ----------
+        others
+            Responses whose doses have the same unit as those of this one.
+        ratio, offset
+            From their units to those of this one, ``(d,)``.
+
+        Returns
+        -------
+        The joined responses, with hyperparameters fitted anew, and rows of ``others.process.treatments``.
         """
         mine, theirs = self.process, others.process
         taken = [i for i, t in enumerate(theirs.treatments) if t not in set(mine.treatments)]
@@ -110,7 +146,7 @@ class Responses:
         ), taken
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that can be saved."""
+        """Plain values and arrays that can be saved."""
         names = ("source", "change", "treatment", "n_neighbors")
         return {"process": self.process.to_dict(), **{name: getattr(self, name) for name in names}}
 

@@ -25,6 +25,20 @@ class Frames:
     centre, unit, reach
         Per frame and axis, ``(n_frames, n_dims)``: mean; distance between neighbouring locations, that of the planes for a third axis with few
         values; and standard deviation in these units.
+
+    Examples
+    --------
+    A grid with a spacing of 50, as of spots that are 50 µm apart:
+
+    >>> import numpy as np
+    >>> from diffvi.module import Frames
+    >>> grid = 50.0 * np.stack(np.meshgrid(np.arange(9), np.arange(9)), -1).reshape(-1, 2)
+    >>> frame = np.zeros(81, int)
+    >>> frames = Frames.fit(grid, frame, ["section"])
+    >>> frames.unit.tolist(), frames.scaled(grid, frame)[0].tolist()
+    ([[50.0, 50.0]], [-4.0, -4.0])
+    >>> frames.far(np.array([[0.0, 0.0], [0.0, 100.0]]), frame[:2]).tolist()
+    [False, True]
     """
 
     names: list[str]
@@ -34,7 +48,17 @@ class Frames:
 
     @classmethod
     def fit(cls, coordinates: np.ndarray, frame: np.ndarray, names: Sequence[str]) -> Frames:
-        """Frames of coordinates, ``(n, n_dims)``, with the number of the frame of each."""
+        """Frames of coordinates, ``(n, n_dims)``, with the number of the frame of each.
+
+        Parameters
+        ----------
+        coordinates
+            In whatever unit the frame has.
+        frame
+            Rows of ``names``, ``(n,)``.
+        names
+            Name of each frame; one without locations gets ones throughout.
+        """
         n_dims = coordinates.shape[1]
         centre, unit, reach = (np.ones((len(names), n_dims)) for _ in range(3))
         for f in range(len(names)):
@@ -45,7 +69,7 @@ class Frames:
         return cls(list(names), centre, unit, reach)
 
     def scaled(self, coordinates: np.ndarray, frame: np.ndarray) -> np.ndarray:
-        """Coordinates from the centre of their frame, in units of the distance between neighbours."""
+        """Coordinates from the centre of their frame, in units of the distance between neighbours, ``(n, n_dims)``."""
         return (coordinates - self.centre[frame]) / self.unit[frame]
 
     def far(self, scaled: np.ndarray, frame: np.ndarray) -> np.ndarray:
@@ -97,6 +121,18 @@ class Surroundings:
         Locations of each coarser level, of which there are two.
     seed
         Seed of the subsets.
+
+    Examples
+    --------
+    Around the middle of a line: the two nearest, then one of each of two coarser levels.
+
+    >>> import numpy as np
+    >>> from diffvi.module import Surroundings
+    >>> line, frame = np.arange(101.0)[:, None], np.zeros(101, int)
+    >>> around = Surroundings(line, frame, np.arange(101), n_near=2, n_far=1)
+    >>> found = around(line[50:51], frame[:1], itself=np.array([50]))
+    >>> found.shape, sorted(found[0, :2].tolist())
+    ((1, 4), [49, 51])
     """
 
     def __init__(

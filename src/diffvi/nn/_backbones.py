@@ -23,6 +23,7 @@ class AdaLNZero(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised and modulated ``x``, of its shape, and the gate of the branch, which broadcasts over it."""
         shift, scale, gate = self.modulation(c).view(len(c), *[1] * (x.ndim - 2), -1).chunk(3, dim=-1)
         return self.norm(x) * (1 + scale) + shift, gate
 
@@ -37,6 +38,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Tokens after attention, of the shape of ``x``."""
         n, tokens, width = x.shape
         q, k, v = self.qkv(x).view(n, tokens, 3, self.n_heads, width // self.n_heads).permute(2, 0, 3, 1, 4)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width))
@@ -52,6 +54,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor, present: Tensor) -> Tensor:
+        """Tokens after attention to ``context``, ``(n, m, width)``, of the shape of ``x``; ``present`` is ``(n, m)``."""
         n, tokens, width = x.shape
         q = self.q(x).view(n, tokens, self.n_heads, -1).transpose(1, 2)
         k, v = self.kv(context).view(n, context.shape[1], 2, self.n_heads, -1).permute(2, 0, 3, 1, 4)
@@ -78,6 +81,7 @@ class DiTBlock(nn.Module):
         self.mlp = MLP(width, int(mlp_ratio * width), dropout)
 
     def forward(self, x: Tensor, c: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Tokens ``(n, tokens, width)`` after the block, of the same shape, given conditions ``(n, width)``."""
         h, gate = self.norm_attention(x, c)
         x = x + gate * self.attention(h)
         if context is not None:
@@ -88,7 +92,7 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """Diffusion transformer for a vector (Peebles and Xie 2023).
+    """Diffusion transformer for a vector (:cite:p:`Peebles23`).
 
     The state is cut into patches of ``patch_size`` dimensions. Latent dimensions have no order that
     could be shared, so every patch has its own linear map to and from its token; the tokens then see
@@ -112,6 +116,18 @@ class DiT(nn.Module):
         Dropout rate in the MLPs.
     context
         Whether the tokens attend to those of a context too.
+
+    Examples
+    --------
+    A state of ten dimensions makes three tokens of four, the last one padded. The output is zero until training changes that.
+
+    >>> import torch
+    >>> from diffvi.nn import DiT
+    >>> net = DiT(10, width=32, patch_size=4)
+    >>> net.n_tokens, net(torch.randn(5, 10), torch.randn(5, 32)).shape
+    (3, torch.Size([5, 10]))
+    >>> bool((net(torch.randn(5, 10), torch.randn(5, 32)) == 0).all())
+    True
     """
 
     def __init__(
@@ -135,6 +151,17 @@ class DiT(nn.Module):
         self.unembed = nn.Parameter(torch.zeros(self.n_tokens, width, patch_size))
 
     def forward(self, x: Tensor, c: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Output for states ``(n, d)``, of the same shape.
+
+        Parameters
+        ----------
+        x
+            States, ``(n, d)``.
+        c
+            Conditioning vectors, ``(n, width)``.
+        context
+            Tokens to attend to, ``(n, tokens, width)``, and which of them are present, ``(n, tokens)``; at least one of each row.
+        """
         patches = F.pad(x, (0, self.n_tokens * self.patch_size - self.d)).view(len(x), self.n_tokens, self.patch_size)
         h = torch.einsum("ntp,tpw->ntw", patches, self.embed) + self.position
         for block in self.blocks:
@@ -158,6 +185,17 @@ class ResidualMLP(nn.Module):
         Hidden size of a block over ``width``.
     dropout
         Dropout rate in the blocks.
+    context
+        Not used; taken so that both backbones are made alike.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from diffvi.nn import ResidualMLP
+    >>> net = ResidualMLP(10, width=32)
+    >>> x, c = torch.randn(5, 10), torch.randn(5, 32)
+    >>> net(x, c).shape, bool((net(x, c) == 0).all())
+    (torch.Size([5, 10]), True)
     """
 
     def __init__(
@@ -180,6 +218,7 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, c: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Output for states ``(n, d)`` and conditioning vectors ``(n, width)``, of the shape of the states."""
         del context
         h = self.embed(x)
         for norm, mlp in zip(self.norms, self.mlps, strict=True):

@@ -29,6 +29,22 @@ class Denoiser(nn.Module):
         Add a head that predicts the mean of the state from the conditions alone: see :meth:`mean`.
     **backbone_kwargs
         Passed to :class:`DiT` or :class:`ResidualMLP`.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such backbone.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from diffvi.nn import Attribute, Denoiser
+    >>> denoiser = Denoiser(10, [Attribute("cell_type", 3)], "mlp", width=32, depth=2, head=True)
+    >>> codes = torch.tensor([[0.0], [2.0], [float("nan")]])
+    >>> denoiser(torch.randn(3, 10), torch.tensor(0.5), codes).shape
+    torch.Size([3, 10])
+    >>> denoiser.mean(codes).shape
+    torch.Size([3, 10])
     """
 
     def __init__(
@@ -57,6 +73,17 @@ class Denoiser(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+        """Output for noisy states, of their shape; what it means is up to the prediction target.
+
+        Parameters
+        ----------
+        x
+            States, ``(n, d)``.
+        t
+            Times, ``(n,)`` or ``()``.
+        codes
+            Attribute codes, ``(n, n_columns)``, NaN where not given.
+        """
         condition, context = self.time(t.expand(len(x))) + self.conditions(codes), None
         if self.context is not None and self.pooled is not None:
             tokens, present = context = self.context(codes)
@@ -65,5 +92,5 @@ class Denoiser(nn.Module):
         return self.backbone(x, self.activation(condition), context)
 
     def mean(self, codes: Tensor) -> Tensor | None:
-        """The head's prediction, zero before training; ``None`` where there is no head."""
+        """The head's prediction for codes ``(n, n_columns)``, ``(n, d)``, zero before training; ``None`` where there is no head."""
         return None if self.head is None else self.head(self.conditions(codes))

@@ -17,6 +17,13 @@ class TimeEmbedding(nn.Module):
         Number of frequencies, spaced geometrically.
     max_frequency
         The highest frequency, in radians per unit of the scalar.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from diffvi.nn import TimeEmbedding
+    >>> TimeEmbedding(64)(torch.tensor([0.0, 0.5, 1.0])).shape
+    torch.Size([3, 64])
     """
 
     frequencies: Tensor
@@ -27,5 +34,6 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * n_frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
+        """Features of scalars ``(n,)``, of shape ``(n, width)``."""
         angles = t[:, None] * self.frequencies
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))

@@ -11,7 +11,9 @@ from scipy.spatial.distance import cdist
 from diffvi._exceptions import one_of
 
 Pairing = Literal["ot", "random"]
+"""How sources and targets are paired: see :func:`pair_sources`."""
 PAIRINGS: tuple[Pairing, ...] = ("ot", "random")
+"""All values of :data:`Pairing`."""
 
 BLOCK = 2000
 """Larger populations are cut at random into blocks of this many cells, each solved exactly."""
@@ -43,6 +45,8 @@ def pair_sources(source: np.ndarray, target: np.ndarray, pairing: Pairing = "ot"
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from diffvi.process import pair_sources
     >>> pair_sources(np.array([[0.0], [10.0]]), np.array([[11.0], [1.0]])).tolist()
     [1, 0]
     """

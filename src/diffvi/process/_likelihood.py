@@ -33,6 +33,27 @@ def ode_log_prob(denoise: Denoise, x: Tensor, times: Tensor, path: GaussianPath)
     Returns
     -------
     Log densities in nats, of shape ``(n,)``.
+
+    Notes
+    -----
+    A step costs two evaluations and ``2 d`` vector-Jacobian products. The end of the ODE is taken for
+    a normal of mean zero and the variance ``alpha**2 + sigma**2`` there, so the data should be standardised.
+
+    Examples
+    --------
+    Data that follow N(3, 2²) have a known denoiser, so the density that comes out can be compared with the true one.
+
+    >>> import torch
+    >>> from diffvi.process import LinearFlow, ode_log_prob
+    >>> path = LinearFlow()
+    >>> def denoise(x, t):  # E[x0 | x] for data that follow N(3, 2**2)
+    ...     a, s = path.alpha(t), path.sigma(t)
+    ...     return 3 + 4 * a * (x - 3 * a) / (4 * a**2 + s**2)
+    >>> x = torch.tensor([[3.0], [5.0], [7.0]], dtype=torch.float64)
+    >>> ode_log_prob(denoise, x, path.times(50), path).round(decimals=1).tolist()
+    [-1.6, -2.1, -3.6]
+    >>> torch.distributions.Normal(3.0, 2.0).log_prob(x[:, 0]).round(decimals=1).tolist()
+    [-1.6, -2.1, -3.6]
     """
 
     def flow(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,38 +26,84 @@ class GaussianPath(ABC):
     -----
     The ends are cut off by :attr:`margin`, where one of the coefficients vanishes and the change of
     variables between data, noise and velocity is singular.
+
+    Examples
+    --------
+    Halfway, the linear flow is the middle of a data point and a noise vector, and its drift goes from one to the other.
+
+    >>> import torch
+    >>> from diffvi.process import LinearFlow
+    >>> path, t = LinearFlow(), torch.tensor([0.5])
+    >>> x0, noise = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    >>> x = path.diffuse(x0, noise, t)
+    >>> x.tolist(), path.drift(x0, x, t).tolist()
+    ([[1.0, 0.5]], [[-2.0, 1.0]])
+
+    What a network says, whatever it was asked to predict, gives the data back:
+
+    >>> [path.data_from(p, path.target(p, x0, noise, t), x, t).tolist() for p in ("velocity", "noise", "data")]
+    [[[2.0, 0.0]], [[2.0, 0.0]], [[2.0, 0.0]]]
     """
 
     margin: float = 1e-3
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """Scale of the data at time ``t``."""
+        """Scale of the data at time ``t``, of the shape of ``t``: from 1 at data to 0, or nearly so, at noise."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """Scale of the noise at time ``t``."""
+        """Scale of the noise at time ``t``, of the shape of ``t``: from 0 at data to 1, or nearly so, at noise."""
 
     @abstractmethod
     def alpha_dot(self, t: Tensor) -> Tensor:
-        """Time derivative of :meth:`alpha`."""
+        """Time derivative of :meth:`alpha`, of the shape of ``t``."""
 
     @abstractmethod
     def sigma_dot(self, t: Tensor) -> Tensor:
-        """Time derivative of :meth:`sigma`."""
+        """Time derivative of :meth:`sigma`, of the shape of ``t``."""
 
     def times(self, n_steps: int) -> Tensor:
         """Evenly spaced times of shape ``(n_steps + 1,)`` from noise to data, in double precision."""
         return torch.linspace(1 - self.margin, self.margin, n_steps + 1, dtype=torch.float64)
 
     def random_times(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Stratified uniform times of shape ``(n,)``: one in each n-th of the interval, in random order."""
+        """Stratified uniform times of shape ``(n,)``: one in each n-th of the interval, in random order.
+
+        Parameters
+        ----------
+        n
+            Number of times.
+        generator
+            Where the randomness comes from; ``None`` for torch's own.
+
+        Returns
+        -------
+        Times in single precision; a batch of them covers the interval more evenly than independent ones.
+        """
         strata = torch.randperm(n, generator=generator)
         t = (strata + torch.rand(n, generator=generator)) / n
         return self.margin + (1 - 2 * self.margin) * t
 
     def time_of_noise(self, ratio: Tensor) -> Tensor:
-        """Time at which noise over signal, ``sigma(t) / alpha(t)``, has the given value (by interpolation)."""
+        """Time at which noise over signal, ``sigma(t) / alpha(t)``, has the given value (by interpolation).
+
+        Parameters
+        ----------
+        ratio
+            Noise over signal, ``(n,)`` or ``()``.
+
+        Returns
+        -------
+        Times of the same shape; those of ratios that are not reached are the ends of the interval.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from diffvi.process import LinearFlow
+        >>> LinearFlow().time_of_noise(torch.tensor([1.0, 1e9])).tolist()
+        [0.5, 0.9990000128746033]
+        """
         grid = torch.linspace(self.margin, 1 - self.margin, 2001, dtype=torch.float64)
         ratios = self.sigma(grid) / self.alpha(grid)
         i = torch.searchsorted(ratios, ratio.double()).clamp(1, len(grid) - 1)
@@ -65,12 +111,15 @@ class GaussianPath(ABC):
         return (grid[i - 1] + w * (grid[i] - grid[i - 1])).to(ratio.dtype)
 
     def diffuse(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """State at time ``t`` on the way from ``x0`` to ``noise``."""
+        """State at time ``t`` on the way from ``x0`` to ``noise``, all states ``(n, d)``."""
         t = _column(t)
         return self.alpha(t) * x0 + self.sigma(t) * noise
 
     def drift(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        r"""Time derivative :math:`\dot x` of the path through ``x`` whose data end is ``x0``."""
+        r"""Time derivative :math:`\dot x`, ``(n, d)``, of the path through ``x`` whose data end is ``x0``.
+
+        With ``x0`` the expected data at ``x`` that is the probability-flow ODE (Song et al. 2021).
+        """
         t = _column(t)
         noise = (x - self.alpha(t) * x0) / self.sigma(t)
         return self.alpha_dot(t) * x0 + self.sigma_dot(t) * noise
@@ -82,6 +131,19 @@ class GaussianPath(ABC):
         :math:`(\alpha, \sigma)` plane, so that it has the same scale for every path and time: noise
         minus data (times a constant) on the linear flow, Salimans and Ho's
         :math:`\alpha\varepsilon-\sigma x_0` on the variance-preserving paths.
+
+        Parameters
+        ----------
+        prediction
+            ``"velocity"``, ``"noise"`` or ``"data"``.
+        x0, noise
+            The two ends, ``(n, d)``.
+        t
+            Times.
+
+        Returns
+        -------
+        The target, ``(n, d)``.
         """
         if prediction == "velocity":
             da, ds = self._direction(_column(t))
@@ -89,7 +151,7 @@ class GaussianPath(ABC):
         return noise if prediction == "noise" else x0
 
     def data_from(self, prediction: Prediction, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Estimate of ``x0`` that a network output means at state ``x`` and time ``t``."""
+        """Estimate of ``x0`` that a network output means at state ``x`` and time ``t``; the inverse of :meth:`target`."""
         if prediction == "data":
             return output
         t = _column(t)
@@ -104,6 +166,26 @@ class GaussianPath(ABC):
 
         An error in the noise is blown up where there is little signal, one in the data where there is
         little noise; unweighted, a network spends its capacity elsewhere (Salimans and Ho 2022, section 4).
+
+        Parameters
+        ----------
+        prediction
+            What the network predicts.
+        t
+            Times.
+        most
+            Largest weight.
+
+        Returns
+        -------
+        Weights that broadcast over states, ``(n, 1)``; ones for ``"velocity"``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from diffvi.process import LinearFlow
+        >>> LinearFlow().weight("noise", torch.tensor([0.5, 0.99])).round(decimals=1).tolist()
+        [[2.0], [100.0]]
         """
         t = _column(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
@@ -119,7 +201,16 @@ class GaussianPath(ABC):
 
 
 class LinearFlow(GaussianPath):
-    r"""Straight lines, :math:`\alpha = 1 - t`, :math:`\sigma = t` (flow matching, Lipman et al. 2023)."""
+    r"""Straight lines, :math:`\alpha = 1 - t`, :math:`\sigma = t` (flow matching, :cite:p:`Lipman23`).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from diffvi.process import LinearFlow
+    >>> path, t = LinearFlow(), torch.tensor([0.0, 0.25, 1.0])
+    >>> path.alpha(t).tolist(), path.sigma(t).tolist()
+    ([1.0, 0.75, 0.0], [0.0, 0.25, 1.0])
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -135,7 +226,18 @@ class LinearFlow(GaussianPath):
 
 
 class CosineVP(GaussianPath):
-    r"""Variance preserving, :math:`\alpha = \cos(\pi t / 2)` (Nichol and Dhariwal 2021)."""
+    r"""Variance preserving, :math:`\alpha = \cos(\pi t / 2)` (Nichol and Dhariwal 2021).
+
+    Examples
+    --------
+    Data of unit variance keep it at every time:
+
+    >>> import torch
+    >>> from diffvi.process import CosineVP
+    >>> path, t = CosineVP(), torch.tensor([0.1, 0.5, 0.9])
+    >>> (path.alpha(t) ** 2 + path.sigma(t) ** 2).round(decimals=4).tolist()
+    [1.0, 1.0, 1.0]
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.cos(0.5 * math.pi * t)
@@ -155,6 +257,17 @@ class LinearVP(GaussianPath):
 
     The continuous limit (Song et al. 2021) of the 1000-step schedule with :math:`\beta` from 1e-4 to
     0.02: ``times(1000)`` gives those steps back.
+
+    Examples
+    --------
+    The scale of the data after 500 of DDPM's steps, and here:
+
+    >>> import torch
+    >>> from diffvi.process import LinearVP
+    >>> round(float((1 - torch.linspace(1e-4, 0.02, 1000))[:500].prod().sqrt()), 2)
+    0.28
+    >>> round(float(LinearVP().alpha(torch.tensor(0.5))), 2)
+    0.28
     """
 
     beta_min: float = 0.1
@@ -183,7 +296,28 @@ PATHS: dict[str, type[GaussianPath]] = {"linear": LinearFlow, "vp_cosine": Cosin
 
 
 def get_path(name: str) -> GaussianPath:
-    """Path of the given name, one of :data:`PATHS`."""
+    """Path of the given name, one of :data:`PATHS`.
+
+    Parameters
+    ----------
+    name
+        ``"linear"``, ``"vp_cosine"`` or ``"vp_linear"``.
+
+    Returns
+    -------
+    A new path.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is none of the name.
+
+    Examples
+    --------
+    >>> from diffvi.process import get_path
+    >>> get_path("vp_cosine").times(2).tolist()
+    [0.999, 0.5, 0.001]
+    """
     return PATHS[one_of("process", name, PATHS)]()
 
 

@@ -49,6 +49,8 @@ def unbalanced_plan(
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from diffvi.process import unbalanced_plan
     >>> plan = unbalanced_plan(np.array([[0.0, 1.0], [1.0, 0.0]]), entropy=0.1)
     >>> plan.sum(0).round(3).tolist()
     [0.5, 0.5]
@@ -91,6 +93,16 @@ class Coupling:
         Mass that leaves each earlier cell over the mass that it has; 1 on average (of its block).
     spread
         Variance, per dimension, of the Brownian motion whose bridges the entropy of the plan stands for.
+
+    Examples
+    --------
+    By hand, for two cells that keep to themselves, of which the first has three descendants to the other's one:
+
+    >>> import numpy as np
+    >>> from diffvi.process import Coupling, walk
+    >>> stay = Coupling(np.array([[0], [1]]), np.array([[0], [1]]), np.array([1.5, 0.5]), spread=0.1)
+    >>> walk([stay, stay], 0, np.array([1, 0]), False, np.random.default_rng(0)).tolist()
+    [[1, 1, 1], [0, 0, 0]]
     """
 
     successors: np.ndarray
@@ -133,6 +145,10 @@ def couple(
     seed
         Seed of blocks and draws.
 
+    Returns
+    -------
+    The coupling: draws from the plan in both directions, growth, and the variance of its bridges.
+
     Raises
     ------
     InvalidInputError
@@ -140,6 +156,8 @@ def couple(
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from diffvi.process import couple
     >>> points = np.array([[0.0], [10.0]])
     >>> couple(points, points + 1, n_draws=1).successors.ravel().tolist()
     [0, 1]
@@ -197,6 +215,23 @@ def estimate_growth(
     n_neighbors
         Cells to smooth over, at most a third of all. 0 for plain unbalanced plans, without the move: what their row sums say
         is then as much movement as growth, but populations between two times may come out closer.
+
+    Returns
+    -------
+    Descendants over their mean, ``(n,)``; no unit.
+
+    Examples
+    --------
+    Cells that all move by a half and do not grow. A plain plan says that those ahead multiply; the default does not.
+
+    >>> import numpy as np
+    >>> from diffvi.process import estimate_growth
+    >>> earlier = np.linspace(0, 1, 60)[:, None]
+    >>> for k in (0, 20):
+    ...     growth = estimate_growth(earlier, earlier + 0.5, n_neighbors=k)
+    ...     print(growth[:30].mean().round(1), growth[30:].mean().round(1))
+    0.1 1.9
+    1.0 1.0
     """
     mass = np.ones(len(earlier))
     if n_updates == 0:
@@ -241,9 +276,33 @@ def walk(
 
     Composing plans is following their draws: the pair of a walk's ends is a draw from the product of the plans.
 
+    Parameters
+    ----------
+    couplings
+        One between each two neighbouring times.
+    start
+        Number of the time at which the walk begins.
+    cells
+        Rows of the cells of that time, ``(n,)``.
+    backward
+        Whether to go to the first time instead of the last.
+    rng
+        Picks among the draws that the couplings hold.
+
     Returns
     -------
     Rows at each time passed, ``(n, n_times)``, the first column being ``cells``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffvi.process import couple, walk
+    >>> points, rng = np.array([[0.0], [10.0]]), np.random.default_rng(0)
+    >>> couplings = [couple(points, points + 1), couple(points + 1, points[::-1] + 2)]
+    >>> walk(couplings, 0, np.array([0, 1]), False, rng).tolist()
+    [[0, 0, 1], [1, 1, 0]]
+    >>> walk(couplings, 2, np.array([0]), True, rng).tolist()
+    [[0, 1, 1]]
     """
     path = [cells]
     steps = reversed(couplings[:start]) if backward else couplings[start:]

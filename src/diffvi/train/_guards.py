@@ -18,6 +18,11 @@ class LossGuard(Callback):
     ----------
     stage
         Name of the stage, for the message.
+
+    Raises
+    ------
+    TrainingError
+        In training, at the first such loss.
     """
 
     def __init__(self, stage: str) -> None:
@@ -33,15 +38,19 @@ class LossGuard(Callback):
             self.good_epoch = trainer.current_epoch + done
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights that training starts from."""
         self._keep(trainer, pl_module, 0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights of the end of every epoch, if they are finite."""
         self._keep(trainer, pl_module, 1)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember the batch, for the message."""
         self._batch = batch
 
     def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
+        """Stop, with the weights that were kept, if the loss is not finite."""
         # All processes have to stop, whichever of them has the broken batch.
         if trainer.strategy.reduce_boolean_decision(bool(loss.isfinite()), all=True):
             return

@@ -55,6 +55,14 @@ class VAETrainingPlan(TrainingPlan):
         Column of the condition codes that holds the label, and the number of labels; the model fills this in.
     **kwargs
         Passed to :class:`scvi.train.TrainingPlan`.
+
+    Examples
+    --------
+    >>> from diffvi.train import VAETrainingPlan
+    >>> from scvi.module import VAE
+    >>> plan = VAETrainingPlan(VAE(10), lr=1e-3)
+    >>> plan.lr, plan.dispersion_lr
+    (0.001, 0.02)
     """
 
     def __init__(
@@ -87,6 +95,7 @@ class VAETrainingPlan(TrainingPlan):
             self.label_classifier = nn.Linear(int(module.n_latent), label[1])  # type: ignore[arg-type]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Outputs and losses of scvi, in training with the cross-entropy of the labels in ``loss``."""
         inference, generative, losses = super().forward(*args, **kwargs)
         if self.training and self.label_column is not None:
             codes = args[0][CONDITIONS_KEY][:, self.label_column]
@@ -97,6 +106,7 @@ class VAETrainingPlan(TrainingPlan):
         return inference, generative, losses
 
     def configure_optimizers(self) -> dict[str, Any]:
+        """The optimiser and its schedule; a ``"Custom"`` one, or one that waits for a plateau, is scvi's."""
         n_steps = int(self.trainer.estimated_stepping_batches)
         if self._kl_warmup is not None:
             self.n_steps_kl_warmup = max(1, int(self._kl_warmup * n_steps))
@@ -131,6 +141,22 @@ class DiffusionTrainingPlan(TrainingPlan):
         AdamW's weight decay.
     n_steps_warmup
         Steps over which the learning rate rises.
+    **kwargs
+        Passed to :class:`scvi.train.TrainingPlan`.
+
+    Examples
+    --------
+    The loss of a batch, of which cells need no more than posterior and codes:
+
+    >>> import torch
+    >>> from diffvi.module import LatentPrior
+    >>> from diffvi.train import DiffusionTrainingPlan
+    >>> from scvi.module import VAE
+    >>> vae = VAE(10, n_latent=3)
+    >>> vae.prior = LatentPrior(4)
+    >>> plan = DiffusionTrainingPlan(vae)
+    >>> plan({"mean": torch.randn(8, 4), "scale": torch.ones(8, 4), "codes": torch.empty(8, 0)}).shape
+    torch.Size([])
     """
 
     def __init__(
@@ -147,11 +173,13 @@ class DiffusionTrainingPlan(TrainingPlan):
 
     @property
     def prior(self) -> LatentPrior:
+        """The prior that is trained."""
         prior = self.module.prior
         assert isinstance(prior, LatentPrior)
         return prior
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Loss of a batch with ``mean`` and ``scale``, ``(n, d)``, and ``codes``, ``(n, n_columns)``; a scalar."""
         return self.prior.loss(batch["mean"], batch["scale"], batch["codes"])
 
     def _set_modes(self) -> None:
@@ -162,9 +190,11 @@ class DiffusionTrainingPlan(TrainingPlan):
         self.prior.training = True
 
     def on_fit_start(self) -> None:
+        """Train the denoiser and nothing else."""
         self._set_modes()
 
     def on_train_epoch_start(self) -> None:
+        """Train the denoiser and nothing else, in every epoch anew."""
         self._set_modes()
 
     def _log(self, name: str, loss: Tensor, n: int) -> None:
@@ -172,17 +202,21 @@ class DiffusionTrainingPlan(TrainingPlan):
         self.log(name, loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=n, sync_dist=sync)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch, logged as ``diffusion_loss_train``."""
         loss = self(batch)
         self._log("diffusion_loss_train", loss, len(batch["mean"]))
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log the loss of a batch as ``diffusion_loss_validation``."""
         self._log("diffusion_loss_validation", self(batch), len(batch["mean"]))
 
     def on_train_batch_end(self, *args: Any) -> None:
+        """Average the weights after every step."""
         self.prior.update_ema()
 
     def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW on the denoiser, with warm-up and cosine."""
         optimizer = torch.optim.AdamW(
             self.prior.denoiser.parameters(), lr=self.lr, weight_decay=self.weight_decay, eps=self.eps
         )

@@ -101,6 +101,7 @@ class StageProgress(Callback):
             write_text(self.folder / f"{self.stage}.json", json.dumps({"request": self.request, "split": rows}))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the split, and give the logger the history of the training that was cut off."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         split = [getattr(data, f"{name}_idx", None) for name in ("train", "val", "test")]
         if not trainer.is_global_zero:
@@ -114,6 +115,7 @@ class StageProgress(Callback):
             }
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write a checkpoint, if it is time for one."""
         epoch = trainer.current_epoch + 1
         every = self.every_n_epochs or max(1, (trainer.max_epochs or 0) // N_CHECKPOINTS)
         if epoch % every and epoch != trainer.max_epochs:
@@ -131,6 +133,7 @@ class StageProgress(Callback):
             ) from error
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the history to the checkpoint."""
         # Every process has to ask, as the answer is a mean over them.
         metrics = dict(trainer.callback_metrics)
         if not trainer.is_global_zero:
@@ -149,6 +152,7 @@ class StageProgress(Callback):
         checkpoint["diffvi_history"] = told
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the history out of the checkpoint."""
         self.history = checkpoint.get("diffvi_history", {})
 
     def finish(self, model: Any) -> None:

@@ -10,6 +10,7 @@ from scvi.train._progress import ProgressBar
 from diffvi._exceptions import memory_told
 
 from ._guards import LossGuard
+from ._notes import without_engine_notes
 from ._progress import StageProgress
 
 
@@ -21,9 +22,11 @@ class StageProgressBar(ProgressBar):
         self.stage = stage
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What the bar shows, without the version number."""
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write stage and epoch in front of the bar."""
         # scvi's own version would first write the epoch without the stage.
         super(ProgressBar, self).on_train_epoch_start(trainer, pl_module)
         if self.is_enabled:
@@ -43,6 +46,28 @@ class StageTrainRunner(TrainRunner):
         As in :class:`scvi.train.TrainRunner`.
     progress
         Where the stage's progress is kept, if anywhere.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        When called, if the user interrupts training; the model keeps what it has learnt.
+    OutOfMemoryError
+        When called, if the memory does not suffice.
+
+    Examples
+    --------
+    Models run it; what it leaves behind is the history of both stages and how each ended.
+
+    >>> from diffvi.datasets import simulate_cells
+    >>> from diffvi.model import LatentDiffusionSCVI
+    >>> cells = simulate_cells(100, 20, seed=0)
+    >>> LatentDiffusionSCVI.setup_anndata(cells, labels_key="cell_type")
+    >>> model = LatentDiffusionSCVI(cells, n_hidden=8)
+    >>> model.train(max_epochs=2, max_epochs_diffusion=1, enable_progress_bar=False)
+    >>> model.stages_
+    {'vae': {'status': 'done', 'epochs': 2}, 'diffusion': {'status': 'done', 'epochs': 1}}
+    >>> len(model.history_["elbo_train"]), len(model.history_["diffusion_loss_train"])
+    (2, 1)
     """
 
     stage = "vae"
@@ -65,13 +90,15 @@ class StageTrainRunner(TrainRunner):
             label = {"vae": "VAE", "diffusion": "Diffusion prior"}[self.stage]
             kwargs["callbacks"].append(StageProgressBar(label))
             kwargs["simple_progress_bar"] = False
-        super().__init__(model, training_plan, data_splitter, max_epochs, **kwargs)
+        with without_engine_notes():
+            super().__init__(model, training_plan, data_splitter, max_epochs, **kwargs)
 
     def _run_training_core(self) -> None:
         model = self.model
         status = "interrupted"
         try:
-            with memory_told("batch_size", getattr(self.data_splitter, "data_loader_kwargs", {}).get("batch_size")):
+            batch_size = getattr(self.data_splitter, "data_loader_kwargs", {}).get("batch_size")
+            with memory_told("batch_size", batch_size), without_engine_notes():
                 self.trainer.fit(self.training_plan, self.data_splitter, ckpt_path=self.ckpt_path)
             status = "done"
         except SystemExit as error:
