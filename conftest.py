@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,25 +64,33 @@ def example(name: str) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _model_for_examples(
     request: pytest.FixtureRequest, doctest_namespace: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    node = request.node
-    if not isinstance(node, DoctestItem) or node.path.parent.name not in ("model", "diffvi", "pl"):
+) -> Iterator[None]:
+    node, folder = request.node, request.path.parent.name
+    if not isinstance(node, DoctestItem) or folder not in ("model", "diffvi", "pl", "benchmark"):
+        yield
         return
     monkeypatch.chdir(tmp_path)
+    import scvi
+
     import diffvi
 
+    whole = " ".join(e.source for e in node.dtest.examples)
+    if folder == "benchmark":
+        # The baselines train for as long as scvi does; what examples show is true after a few epochs.
+        for cls in (scvi.model.SCVI, scvi.model.TOTALVI):
+            monkeypatch.setattr(cls, "train", functools.partialmethod(cls.train, max_epochs=3))
+    else:
+        doctest_namespace["diffvi"] = diffvi
+        if "cellrank" in whole:
+            pytest.importorskip("cellrank")
+        if "model" in whole and not whole.startswith("import diffvi"):
+            doctest_namespace.update(example(model_of(node.path)))
     # Its notes go to where examples are read from.
     notes = logging.getLogger("scvi")
-    request.addfinalizer(functools.partial(notes.setLevel, notes.level))
+    level = notes.level
     notes.setLevel(logging.WARNING)
-
-    doctest_namespace["diffvi"] = diffvi
-    first = node.dtest.examples[0].source if node.dtest and node.dtest.examples else ""
-    whole = " ".join(e.source for e in node.dtest.examples)
-    if "cellrank" in whole:
-        pytest.importorskip("cellrank")
-    if "model" in whole and not first.startswith("import diffvi"):
-        doctest_namespace.update(example(model_of(node.path)))
-        if any(call in whole for call in ("model.train", "model.distill")):
-            # The next example shall start from the model as it was.
-            request.addfinalizer(example.cache_clear)
+    yield
+    notes.setLevel(level)
+    if any(call in whole for call in ("model.train", "model.distill")):
+        # The next example shall start from the model as it was.
+        example.cache_clear()

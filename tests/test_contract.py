@@ -371,9 +371,10 @@ def test_stage_two_leaves_the_vae_as_it_was(case):
     assert all((after[k] == v).all() for k, v in before.items())
 
 
-def test_repr_names_stages_and_conditions(case, model, capsys):
-    assert repr(model) == ""
-    text = capsys.readouterr().out
-    assert "done (4 epochs)" in text
+def test_repr_names_data_stages_and_conditions(case, model):
+    text = repr(model)
+    assert text.startswith(f"{type(model).__name__}:")
+    assert f"{model.summary_stats.n_cells:,} cells, {model.summary_stats.n_vars:,} genes" in text
+    assert "VAE done (4 epochs); diffusion prior done" in text
     for name in case.conditions:
         assert name in text

@@ -11,6 +11,7 @@ from ._exceptions import (
     OutputFileError,
     TrainingError,
 )
+from ._hub import hub_model
 from ._version import __version__
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "benchmark",
     "datasets",
     "generate_distributed",
+    "hub_model",
     "metrics",
     "model",
     "pl",

@@ -59,9 +59,13 @@ def generate_distributed(
 
     Examples
     --------
-    >>> from distributed import Client, LocalCluster  # doctest: +SKIP
-    >>> client = Client(LocalCluster(n_workers=2, threads_per_worker=1))  # doctest: +SKIP
-    >>> diffvi.generate_distributed(model, 1_000_000, "cells.zarr", client, seed=0)  # doctest: +SKIP
+    >>> import anndata, diffvi
+    >>> from distributed import Client
+    >>> client = Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None)
+    >>> path = diffvi.generate_distributed(model, 100, "cells.zarr", client, seed=0, batch_size=50)
+    >>> client.close()
+    >>> anndata.read_zarr(path).shape  # two tasks, one store
+    (100, 40)
     """
     if not all(hasattr(client, name) for name in ("map", "gather")):
         raise InvalidInputError(f"`client` must be a distributed.Client; got {client!r}.")

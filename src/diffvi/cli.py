@@ -30,7 +30,21 @@ OPTIONS: list[tuple[str, type, str]] = [
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status.
+    """Run the command.
+
+    Parameters
+    ----------
+    argv
+        Arguments after ``diffvi``; ``None`` for those of the process.
+
+    Returns
+    -------
+    Exit status: 0, 1 for an error of ours, which is printed in one line, or 130 if interrupted.
+
+    Raises
+    ------
+    SystemExit
+        For ``--help`` and ``--version``, and arguments that are not understood (status 2).
 
     Examples
     --------

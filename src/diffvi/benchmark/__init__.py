@@ -24,7 +24,8 @@ from ._report import write_report
 from ._runner import run_task
 from ._space_baselines import IDW, SPACE_BASELINES, FourierRidge, GPSpace, KNNSpace, NeighbourSample
 from ._splits import split_cells
-from ._tasks import TASKS, Split, Task
+from ._task import Split, Task
+from ._tasks import TASKS
 from ._trajectory_baselines import TRAJECTORY_BASELINES, CopyNext, CopyPrevious, OTLinear, Pooled, UnbalancedOT
 from ._translation_baselines import (
     TRANSLATION_BASELINES,

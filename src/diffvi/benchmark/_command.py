@@ -25,7 +25,18 @@ from ._tasks import find_task
 
 
 def run_benchmark(arguments: Namespace) -> None:
-    """Run ``diffvi benchmark TASK DATA...``: a tidy CSV and one HTML report."""
+    """Run ``diffvi benchmark TASK DATA...``: a tidy CSV and one HTML report.
+
+    Parameters
+    ----------
+    arguments
+        As :func:`diffvi.cli.main` reads them.
+
+    Raises
+    ------
+    InvalidInputError
+        For arguments or data that cannot be used, or a folder that cannot be written.
+    """
     quiet_lightning()
     matplotlib.use("Agg")
     chosen = {
@@ -83,7 +94,31 @@ def run_benchmark(arguments: Namespace) -> None:
 
 
 def summarise(table: pd.DataFrame) -> str:
-    """Scores by method, mean over splits and draws, with the floor in the last column, as Markdown."""
+    """Scores by method, mean over splits and draws, with the floor in the last column, as Markdown.
+
+    Parameters
+    ----------
+    table
+        Tidy scores: see :func:`run_task`.
+
+    Returns
+    -------
+    The table as text, a row a score, a column a method.
+
+    Raises
+    ------
+    InvalidInputError
+        If the table has no rows.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"method": ["a", "b"], "score": ["rmse", "rmse"], "value": [0.5, 0.25], "floor": [0.1, 0.1]})
+    >>> print(summarise(table))
+    | score | a | b | real-vs-real floor |
+    |---|---|---|---|
+    | rmse | 0.500 | 0.250 | 0.100 |
+    """
     wide = _wide(table)
     header = "| score | " + " | ".join(map(str, wide.columns)) + " |\n|" + "---|" * (len(wide.columns) + 1)
     rows = [

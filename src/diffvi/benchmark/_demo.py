@@ -40,6 +40,11 @@ def run_demo(out: Path, seed: int = 0, max_epochs: int | None = None) -> Path:
     Returns
     -------
     Path of the report.
+
+    Raises
+    ------
+    InvalidInputError
+        If ``out`` cannot be written, or for another argument that is not allowed.
     """
     start = time.perf_counter()
     seed = seed_or_random(seed)

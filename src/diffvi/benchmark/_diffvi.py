@@ -33,6 +33,16 @@ class Diffvi:
         Columns of label and batch, where the labels to generate are pairs of both: they are then two conditions.
     **model_kwargs
         Passed to the model.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffvi.benchmark import Diffvi
+    >>> from diffvi.datasets import simulate_cells
+    >>> method = Diffvi(train_kwargs={"max_epochs": 1, "max_epochs_diffusion": 1})
+    >>> method.fit(simulate_cells(100, 20, seed=0), "cell_type")
+    >>> method.generate(np.array(["type_0", "type_1", "type_1"]), seed=0).obs["cell_type"].tolist()
+    ['type_0', 'type_1', 'type_1']
     """
 
     def __init__(
@@ -82,6 +92,15 @@ class DiffviPerturbation:
         Passed to ``predict_perturbation``.
     **model_kwargs
         Passed to the model.
+
+    Examples
+    --------
+    >>> from diffvi.datasets import simulate_perturbations
+    >>> cells = simulate_perturbations(200, 20, seed=0)
+    >>> method = DiffviPerturbation(train_kwargs={"max_epochs": 1, "max_epochs_diffusion": 1})
+    >>> method.fit(cells, "perturbation", "control", "cell_type")
+    >>> method.predict(cells[cells.obs["perturbation"] == "control"][:5], "A+B").shape
+    (5, 20)
     """
 
     def __init__(
@@ -129,6 +148,15 @@ class DiffviTranslation:
         Passed to ``translate_rna_to_protein``.
     **model_kwargs
         Passed to the model.
+
+    Examples
+    --------
+    >>> from diffvi.datasets import simulate_cite
+    >>> rna, protein = simulate_cite(100, 20, 4, seed=0).mod.values()
+    >>> method = DiffviTranslation(train_kwargs={"max_epochs": 1, "max_epochs_diffusion": 1})
+    >>> method.fit(rna[:80], protein[:80])
+    >>> method.predict(rna[80:]).shape
+    (20, 4)
     """
 
     def __init__(

@@ -32,6 +32,20 @@ class FromFile:
         Name of the method in the table; ``None`` for the file's.
     options
         Those of the run.
+
+    Raises
+    ------
+    InvalidInputError
+        If the file is missing or of another kind; from its methods, if it does not hold what the task asks for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffvi.benchmark import FromFile
+    >>> np.save("other_tool.npy", np.zeros((5, 3)))
+    >>> method = FromFile("other_tool.npy")
+    >>> method.name, method.predict(None).shape
+    ('other_tool', (5, 3))
     """
 
     first_split_only = True
@@ -131,6 +145,18 @@ def score_file(
     ------
     InvalidInputError
         If the file is missing, of the wrong kind, or does not fit the held-out cells.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np
+    >>> from diffvi.benchmark import export_splits, score_file
+    >>> from diffvi.datasets import simulate_cite
+    >>> data = simulate_cite(200, 20, 4, seed=0)
+    >>> files = export_splits("translation", data, "split")
+    >>> np.save("perfect.npy", np.log1p(ad.read_h5ad("split/test_protein.h5ad").X))
+    >>> scores = score_file("translation", "perfect.npy", data).set_index("score")["value"]
+    >>> scores[["pearson", "rmse"]].round(2).tolist()
+    [1.0, 0.0]
     """
     refuse_trajectory(task)
     options = options or Options()
@@ -138,7 +164,13 @@ def score_file(
 
 
 def refuse_trajectory(task: str) -> None:
-    """A file holds one prediction, and trajectories have one for each time."""
+    """A file holds one prediction, and trajectories have one for each time.
+
+    Raises
+    ------
+    InvalidInputError
+        For that task.
+    """
     if task == "trajectory":
         raise InvalidInputError("`task` must not be 'trajectory': use `metrics.evaluate_trajectory` for each time.")
 
@@ -158,6 +190,19 @@ def export_splits(task: str, data: Any, folder: str | Path, options: Options | N
     Returns
     -------
     The files.
+
+    Raises
+    ------
+    InvalidInputError
+        For another task, or if the data do not hold what it needs.
+
+    Examples
+    --------
+    >>> from diffvi.benchmark import Options, export_splits
+    >>> from diffvi.datasets import simulate_cells
+    >>> files = export_splits("generation", simulate_cells(100, 20, seed=0), "split", Options(test_size=0.2))
+    >>> [file.name for file in files]
+    ['train.h5ad', 'test.h5ad']
     """
     if task not in ("generation", "translation"):
         raise InvalidInputError(f"`task` must be 'generation' or 'translation'; got {task!r}.")

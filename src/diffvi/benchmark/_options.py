@@ -29,6 +29,20 @@ class Options:
         Column with the time (numbers, or an ordered category that stands for its rank), and principal components in which populations are compared (trajectory).
     spatial_key, section_key
         ``obsm`` with coordinates, and column with the section: the largest is used (space).
+
+    Raises
+    ------
+    InvalidInputError
+        If a number is not in its range.
+
+    Examples
+    --------
+    >>> from diffvi.benchmark import Options
+    >>> Options(draws=1).test_size
+    0.35
+    >>> Options(test_size=2)
+    Traceback (most recent call last):
+    diffvi._exceptions.InvalidInputError: `test_size` must lie between 0 and 1; got 2.
     """
 
     labels_key: str = "cell_type"

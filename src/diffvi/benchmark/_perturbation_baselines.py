@@ -21,14 +21,45 @@ class PerturbationPredictor(Protocol):
     name: str
 
     def fit(self, train: AnnData, perturbation_key: str, control: str, context_key: str | None) -> None:
-        """Learn from raw counts of control and perturbed cells in one or several contexts (cell types, donors)."""
+        """Learn from raw counts of control and perturbed cells in one or several contexts (cell types, donors).
+
+        Parameters
+        ----------
+        train
+            Cells by genes, raw counts in ``X``; what is to be predicted is held out.
+        perturbation_key, control
+            Column of ``train.obs`` with the perturbation, parts joined by ``+`` in alphabetical order, and the name of the control.
+        context_key
+            Column with the context; ``None`` for one context.
+        """
 
     def predict(self, control: AnnData, perturbation: str) -> np.ndarray:
-        """Log-normalised expression of the control cells (raw counts, one context) under a perturbation."""
+        """Log-normalised expression of the control cells (raw counts, one context) under a perturbation.
+
+        Parameters
+        ----------
+        control
+            Control cells, raw counts in ``X``.
+        perturbation
+            Name of the perturbation.
+
+        Returns
+        -------
+        ``(n_cells, n_genes)``, log-normalised: ``log(1 + 10,000 x share of the counts)``.
+        """
 
 
 def parts(perturbation: str) -> list[str]:
     """Single perturbations of a combined one, in alphabetical order.
+
+    Parameters
+    ----------
+    perturbation
+        Name, its parts joined by ``+``.
+
+    Returns
+    -------
+    Names of the parts.
 
     Examples
     --------
@@ -40,6 +71,17 @@ def parts(perturbation: str) -> list[str]:
 
 def canonical(perturbation: str, control: str) -> str:
     """One name for one perturbation: parts in alphabetical order, without the control.
+
+    Parameters
+    ----------
+    perturbation
+        Name, its parts joined by ``+`` in any order.
+    control
+        Name of the control.
+
+    Returns
+    -------
+    The name; that of the control where nothing else is left.
 
     Examples
     --------
@@ -55,6 +97,32 @@ def mean_changes(
     """Change of the mean of ``values`` under every perturbation: within each context, then averaged over contexts.
 
     Contexts without control cells are left out.
+
+    Parameters
+    ----------
+    values
+        Expression or latents of the cells, ``(n_cells, d)``.
+    cells
+        The cells, for their ``obs``.
+    perturbation_key, control, context_key
+        Columns with the perturbation and the context (``None`` for one context), and the name of the control.
+
+    Returns
+    -------
+    Change by name of the perturbation, ``(d,)`` each.
+
+    Raises
+    ------
+    InvalidInputError
+        If there are no control cells, or none in a context with perturbed cells.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> cells = AnnData(np.zeros((4, 1)), obs={"drug": ["none", "none", "A", "A"]})
+    >>> mean_changes(np.array([[1.0], [3.0], [5.0], [7.0]]), cells, "drug", "none", None)
+    {'A': array([4.])}
     """
     names = cells.obs[perturbation_key].to_numpy(str)
     if control not in names:
@@ -74,7 +142,18 @@ def mean_changes(
 
 
 class NoChange:
-    """The control cells as they are."""
+    """The control cells as they are.
+
+    Examples
+    --------
+    >>> from diffvi.benchmark import NoChange
+    >>> from diffvi.datasets import simulate_perturbations
+    >>> cells = simulate_perturbations(600, 20, seed=0)
+    >>> method = NoChange()
+    >>> method.fit(cells, "perturbation", "control", "cell_type")
+    >>> bool(method.change("A").any())
+    False
+    """
 
     name = "no change"
     effects: dict[str, np.ndarray]
@@ -108,22 +187,46 @@ class NoChange:
 
 
 class MeanEffect(NoChange):
-    """The mean effect of all training perturbations, whatever is asked for ("perturbed mean")."""
+    """The mean effect of all training perturbations, whatever is asked for ("perturbed mean").
+
+    Examples
+    --------
+    >>> from diffvi.benchmark import MeanEffect
+    >>> from diffvi.datasets import simulate_perturbations
+    >>> cells = simulate_perturbations(600, 20, seed=0)
+    >>> method = MeanEffect()
+    >>> method.fit(cells, "perturbation", "control", "cell_type")
+    >>> bool((method.change("A") == method.change("B+C")).all())  # whatever is asked for
+    True
+    """
 
     name = "mean effect"
 
     def change(self, perturbation: str) -> np.ndarray:
-        """The mean effect."""
+        """The mean effect, ``(n_genes,)``."""
         return self.mean_effect
 
 
 class MatchingMean(MeanEffect):
-    """Mean of the effects of the parts; the mean effect for a part not seen (Systema, Viñas Torné et al. 2025)."""
+    """Mean of the effects of the parts; the mean effect for a part not seen (Systema, Viñas Torné et al. 2025).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffvi.benchmark import MatchingMean
+    >>> from diffvi.datasets import simulate_perturbations
+    >>> cells = simulate_perturbations(600, 20, seed=0)
+    >>> cells = cells[~cells.obs["perturbation"].str.contains("+", regex=False)].copy()  # no combinations
+    >>> method = MatchingMean()
+    >>> method.fit(cells, "perturbation", "control", "cell_type")
+    >>> bool(np.allclose(method.change("A+B"), (method.effects["A"] + method.effects["B"]) / 2))
+    True
+    """
 
     name = "matching mean"
 
     def change(self, perturbation: str) -> np.ndarray:
-        """Mean over the parts."""
+        """Mean over the parts, ``(n_genes,)``; the measured effect of a perturbation that was seen."""
         if perturbation in self.effects:
             return self.effects[perturbation]
         return np.mean(self.effects_of_parts(perturbation), axis=0)
@@ -133,6 +236,18 @@ class Additive(MeanEffect):
     """Sum of the effects of the parts, times a scale fitted on the training combinations.
 
     For a perturbation seen in other contexts its mean effect there; for a part not seen the mean effect.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffvi.benchmark import Additive
+    >>> from diffvi.datasets import simulate_perturbations
+    >>> cells = simulate_perturbations(600, 20, seed=0)
+    >>> cells = cells[~cells.obs["perturbation"].str.contains("+", regex=False)].copy()  # no combinations
+    >>> method = Additive()
+    >>> method.fit(cells, "perturbation", "control", "cell_type")
+    >>> bool(np.allclose(method.change("A+B"), method.effects["A"] + method.effects["B"]))
+    True
     """
 
     name = "additive"
@@ -148,11 +263,11 @@ class Additive(MeanEffect):
             self.scale = float(sums @ whole / (sums @ sums))
 
     def sum(self, perturbation: str) -> np.ndarray:
-        """Sum of the parts."""
+        """Sum of the effects of the parts, ``(n_genes,)``."""
         return np.sum(self.effects_of_parts(perturbation), axis=0)
 
     def change(self, perturbation: str) -> np.ndarray:
-        """Scaled sum of the parts."""
+        """Scaled sum of the parts, ``(n_genes,)``; the measured effect of a perturbation that was seen."""
         if perturbation in self.effects:
             return self.effects[perturbation]
         return self.sum(perturbation) * (self.scale if len(parts(perturbation)) > 1 else 1.0)
@@ -173,6 +288,17 @@ class BilinearRidge(MeanEffect):
         Number of factors.
     penalty
         Ridge penalty of ``W`` on either side.
+
+    Examples
+    --------
+    >>> from diffvi.benchmark import BilinearRidge
+    >>> from diffvi.datasets import simulate_perturbations
+    >>> cells = simulate_perturbations(600, 20, seed=0)
+    >>> cells.var_names = list("ABCDEFGHIJKLMNOPQRST")  # perturbations are named after the genes that they target
+    >>> method = BilinearRidge()
+    >>> method.fit(cells, "perturbation", "control", "cell_type")
+    >>> method.change("A").shape, method.factors("Z").any()  # a target that is not measured has no factors
+    ((20,), np.False_)
     """
 
     name = "bilinear ridge"
@@ -194,12 +320,12 @@ class BilinearRidge(MeanEffect):
         self.w = left @ p @ np.linalg.inv(p.T @ p + ridge)
 
     def factors(self, perturbation: str) -> np.ndarray:
-        """Factors of the target; zeros where it is not measured."""
+        """Factors of the target, ``(n_components,)``; zeros where it is not measured."""
         known = perturbation in self.genes
         return self.g[self.genes.get_loc(perturbation)] if known else np.zeros(self.g.shape[1])
 
     def change(self, perturbation: str) -> np.ndarray:
-        """Sum over the parts of ``G W P^T + b`` minus the control."""
+        """Sum over the parts of ``G W P^T + b`` minus the control, ``(n_genes,)``."""
         changes = [self.g @ self.w @ self.factors(part) + self.offset - self.base for part in parts(perturbation)]
         return np.sum(changes, axis=0)
 
@@ -208,6 +334,16 @@ class LatentShift(NoChange):
     """scGen's arithmetic (Lotfollahi et al. 2019) on an scVI latent: add the mean latent change, decode.
 
     Changes of a combination's parts are added; the mean change stands in for a part not seen.
+
+    Examples
+    --------
+    >>> from diffvi.benchmark import LatentShift
+    >>> from diffvi.datasets import simulate_perturbations
+    >>> cells = simulate_perturbations(200, 20, seed=0)
+    >>> method = LatentShift()
+    >>> method.fit(cells, "perturbation", "control", "cell_type")
+    >>> method.effects["A"].shape, method.predict(cells[:5], "A+B").shape  # a shift of the 10 latent dimensions
+    ((10,), (5, 20))
     """
 
     name = "latent shift (scGen)"

@@ -50,6 +50,19 @@ def write_report(
         Paragraphs at the top.
     sections
         Title, content (a figure, a table or text) and a note for each section.
+
+    Returns
+    -------
+    The path.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from diffvi.benchmark import write_report
+    >>> table = pd.DataFrame({"score": [0.12345]}, index=["kNN"])
+    >>> path = write_report("report.html", "A report", ["One paragraph."], [("Scores", table, "Lower is better.")])
+    >>> "0.123" in path.read_text()
+    True
     """
     rendered = []
     for name, content, note in sections:

@@ -22,7 +22,8 @@ from diffvi._version import __version__
 from diffvi.data import check_counts
 
 from ._options import Options
-from ._tasks import Split, Task, find_task
+from ._task import Split, Task
+from ._tasks import find_task
 
 COLUMNS = ["task", "split", "method", "draw", "score", "value", "low", "high", "floor", "best"]
 

@@ -20,17 +20,62 @@ class SpatialPredictor(Protocol):
     name: str
 
     def fit(self, coordinates: np.ndarray, values: np.ndarray) -> None:
-        """Learn from measured locations, ``(n, d)`` and ``(n, n_genes)``."""
+        """Learn from measured locations, ``(n, d)`` and ``(n, n_genes)``.
+
+        Parameters
+        ----------
+        coordinates
+            Measured locations, ``(n, d)``.
+        values
+            Log-normalised expression there, ``(n, n_genes)``.
+        """
 
     def predict(self, coordinates: np.ndarray) -> np.ndarray:
-        """Mean expression."""
+        """Mean expression.
+
+        Parameters
+        ----------
+        coordinates
+            Locations, ``(m, d)``.
+
+        Returns
+        -------
+        ``(m, n_genes)``, log-normalised.
+        """
 
     def sample(self, coordinates: np.ndarray, seed: int) -> np.ndarray:
-        """One sample of the expression; a method without a spread gives its mean."""
+        """One sample of the expression; a method without a spread gives its mean.
+
+        Parameters
+        ----------
+        coordinates
+            Locations, ``(m, d)``.
+        seed
+            Seed of the draw.
+
+        Returns
+        -------
+        ``(m, n_genes)``, log-normalised.
+        """
 
 
 class KNNSpace:
-    """Mean of the ``k`` nearest measured locations."""
+    """Mean of the ``k`` nearest measured locations.
+
+    Parameters
+    ----------
+    k
+        Neighbours.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffvi.benchmark import KNNSpace
+    >>> method = KNNSpace(k=2)
+    >>> method.fit(np.array([[0.0], [1.0], [9.0]]), np.array([[0.0], [1.0], [5.0]]))
+    >>> method.predict(np.array([[0.2]]))
+    array([[0.5]])
+    """
 
     name = "kNN"
 
@@ -43,7 +88,7 @@ class KNNSpace:
         self.neighbours = NearestNeighbors(n_neighbors=min(self.k, len(values))).fit(coordinates)
 
     def weights(self, distances: np.ndarray) -> np.ndarray:
-        """Weight of every neighbour."""
+        """Weight of every neighbour, ``(n, k)`` from distances ``(n, k)``; they need not sum to 1."""
         return np.ones_like(distances)
 
     def predict(self, coordinates: np.ndarray) -> np.ndarray:
@@ -69,6 +114,15 @@ class IDW(KNNSpace):
         Neighbours.
     power
         Exponent of the distance.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffvi.benchmark import IDW
+    >>> method = IDW()
+    >>> method.fit(np.array([[0.0], [1.0]]), np.array([[0.0], [1.0]]))
+    >>> method.predict(np.array([[0.25]])).round(2)  # nearer to 0, and more like what is there
+    array([[0.1]])
     """
 
     name = "IDW"
@@ -78,12 +132,27 @@ class IDW(KNNSpace):
         self.power = power
 
     def weights(self, distances: np.ndarray) -> np.ndarray:
-        """Inverse distances."""
+        """Inverse distances, raised to the power, ``(n, k)``."""
         return 1 / np.maximum(distances, 1e-9) ** self.power
 
 
 class NeighbourSample(KNNSpace):
-    """A measured neighbour, drawn at random: keeps the noise and the variance that smoothers lose."""
+    """A measured neighbour, drawn at random: keeps the noise and the variance that smoothers lose.
+
+    Parameters
+    ----------
+    k
+        Neighbours to draw from.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffvi.benchmark import NeighbourSample
+    >>> method = NeighbourSample(k=2)
+    >>> method.fit(np.array([[0.0], [1.0]]), np.array([[0.0], [1.0]]))
+    >>> np.unique(method.sample(np.full((20, 1), 0.5), seed=0))  # a measured value, never one between
+    array([0., 1.])
+    """
 
     name = "sampled neighbour"
 
@@ -103,6 +172,17 @@ class GPSpace:
         Principal components of the expression.
     max_locations
         Locations that the process is fitted to, drawn at random: its cost is cubic.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffvi.benchmark import GPSpace
+    >>> x = np.random.default_rng(0).uniform(0, 6, size=(200, 1))
+    >>> method = GPSpace()
+    >>> method.fit(x, np.c_[np.sin(x), np.cos(x)])
+    >>> where = np.array([[1.0], [2.0], [4.0]])
+    >>> bool(np.allclose(method.predict(where), np.c_[np.sin(where), np.cos(where)], atol=0.05))
+    True
     """
 
     name = "GP"
@@ -149,6 +229,17 @@ class FourierRidge:
     ----------
     n_waves
         Frequencies on each of three scales.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffvi.benchmark import FourierRidge
+    >>> x = np.random.default_rng(0).uniform(0, 6, size=(200, 1))
+    >>> method = FourierRidge()
+    >>> method.fit(x, np.c_[np.sin(x), np.cos(x)])
+    >>> where = np.array([[1.0], [2.0], [4.0]])
+    >>> bool(np.allclose(method.predict(where), np.c_[np.sin(where), np.cos(where)], atol=0.05))
+    True
     """
 
     name = "Fourier ridge"

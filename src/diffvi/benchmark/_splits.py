@@ -26,6 +26,23 @@ def split_cells(
         Genes to keep, by ``seurat_v3`` on the training cells alone; ``None`` for all.
     seed
         Seed of the split.
+
+    Returns
+    -------
+    Training and held-out cells, copies, over the same genes; cells without a count in these are left out.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such column, a cell has no label, or a label has a single cell.
+
+    Examples
+    --------
+    >>> from diffvi.benchmark import split_cells
+    >>> from diffvi.datasets import simulate_cells
+    >>> train, test = split_cells(simulate_cells(100, 20, seed=0), "cell_type", test_size=0.2)
+    >>> train.shape, test.shape
+    ((80, 20), (20, 20))
     """
     require_column(adata, "labels_key", labels_key)
     sizes = adata.obs[labels_key].value_counts(dropna=False)
@@ -47,7 +64,19 @@ def split_cells(
 
 
 def most_variable(train: AnnData, n_top_genes: int | None) -> np.ndarray:
-    """Mask of the genes most variable in raw counts (``seurat_v3``); all of them where there are no more."""
+    """Mask of the genes most variable in raw counts (``seurat_v3``); all of them where there are no more.
+
+    Parameters
+    ----------
+    train
+        Raw counts in ``X``.
+    n_top_genes
+        Genes to keep; ``None`` for all.
+
+    Returns
+    -------
+    Which genes to keep, ``(n_genes,)``.
+    """
     if n_top_genes is None or n_top_genes >= train.n_vars:
         return np.ones(train.n_vars, bool)
     cells = AnnData(train.X, var=train.var[[]].copy())
@@ -58,6 +87,19 @@ def most_variable(train: AnnData, n_top_genes: int | None) -> np.ndarray:
 
 
 def require_column(adata: AnnData, argument: str, key: str) -> None:
-    """Raise unless ``adata.obs`` has the column."""
+    """Raise unless ``adata.obs`` has the column.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    argument, key
+        Name of the argument, for the message, and of the column.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is none.
+    """
     if key not in adata.obs:
         raise InvalidInputError(f"`{argument}`: adata.obs has no column {key!r}; it has {', '.join(adata.obs)}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,51 +28,9 @@ from ._options import Options
 from ._perturbation_baselines import PERTURBATION_BASELINES, canonical, mean_changes, parts
 from ._space_baselines import SPACE_BASELINES
 from ._splits import most_variable, require_column, split_cells
+from ._task import Split, Task
 from ._trajectory_baselines import TRAJECTORY_BASELINES
 from ._translation_baselines import TRANSLATION_BASELINES
-
-
-@dataclass(frozen=True)
-class Split:
-    """One way of holding cells out: its name, training and held-out parts, and what else the task needs."""
-
-    name: str
-    train: Any
-    test: Any
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task: its splits, its methods, and how one fitted method is asked and scored.
-
-    Parameters
-    ----------
-    name, description
-        For ``diffvi benchmark --list``.
-    methods
-        Makes the methods, our own and the baselines.
-    splits
-        Splits of a data set.
-    fit
-        Fits a method on a split.
-    draw
-        Asks a fitted method for an answer, given a seed; returns it and the number of cells in it.
-    score
-        Scores an answer: rows with at least ``score`` and ``value``, and any of ``low``, ``high``, ``floor``, ``best``.
-    stochastic
-        Whether several draws are worth scoring.
-    """
-
-    name: str
-    description: str
-    methods: Callable[[Options], list[Any]]
-    splits: Callable[[AnnData, Options], Iterator[Split]]
-    fit: Callable[[Any, Split, Options], None]
-    draw: Callable[[Any, Split, Options, int], tuple[Any, int]]
-    score: Callable[[Any, Split, Options, int], pd.DataFrame]
-    stochastic: bool = True
-
 
 # ---------------------------------------------------------------- generation
 
@@ -394,6 +351,27 @@ TASKS = {
 
 
 def find_task(name: str) -> Task:
-    """The task of a name."""
+    """The task of a name.
+
+    Parameters
+    ----------
+    name
+        Its name.
+
+    Returns
+    -------
+    The task.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is none of that name.
+
+    Examples
+    --------
+    >>> find_task("spaces")
+    Traceback (most recent call last):
+    diffvi._exceptions.InvalidInputError: `task` must be one of 'generation', 'perturbation', 'translation', 'trajectory', 'space'; got 'spaces'. Did you mean 'space'?
+    """
     one_of("task", name, list(TASKS))
     return TASKS[name]

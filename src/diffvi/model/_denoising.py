@@ -48,12 +48,24 @@ class DenoisingMixin:
         copy
             Return a copy with the results instead of writing to ``adata``.
 
+        Returns
+        -------
+        ``None``, or the copy.
+
         Raises
         ------
         NotTrainedError
             If the diffusion stage is not trained.
         InvalidInputError
             If ``noise_level`` is not positive.
+
+        Examples
+        --------
+        >>> cells = model.denoise(adata, copy=True)
+        >>> cells.layers["denoised"].shape, cells.obsm["X_denoised"].shape
+        ((300, 40), (300, 10))
+        >>> cells.uns["denoised"]["units"]
+        "expected counts at the cell's own library size"
         """
         self._require("diffusion")  # type: ignore[attr-defined]
         if noise_level is not None and not (np.isfinite(noise_level) and noise_level > 0):

@@ -55,8 +55,10 @@ class DistillationMixin:
 
         Examples
         --------
-        >>> model.distill(n_steps=2)  # doctest: +SKIP
-        >>> cells = model.generate(100_000, sampler="distilled", seed=0)  # doctest: +SKIP
+        >>> model.distill(n_steps=2, n_updates=5, show_progress=False)  # far fewer updates than it takes
+        >>> cells = model.generate(10, sampler="distilled", seed=0)
+        >>> cells.uns["diffvi"]["n_steps"]
+        2
         """
         self._require("diffusion")
         n_steps, n_updates = positive_int("n_steps", n_steps), positive_int("n_updates", n_updates)

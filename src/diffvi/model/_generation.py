@@ -104,12 +104,16 @@ class GenerationMixin:
             If the diffusion stage is not trained.
         InvalidInputError
             For an argument that is not allowed; the message names it, its value and what is. If ``path`` exists.
+        OutOfMemoryError
+            If the memory does not suffice for ``batch_size``.
         OutputFileError
             If ``path`` cannot be written; parts that were written are kept, and the same call goes on with them.
 
         Examples
         --------
-        >>> cells = model.generate(100, conditions={"cell_type": "CD19+ B"}, seed=0)  # doctest: +SKIP
+        >>> cells = model.generate(100, conditions={"cell_type": "type_1"}, seed=0)
+        >>> cells.shape, cells.X.dtype, cells.obs["cell_type"].unique().tolist()
+        ((100, 40), dtype('int32'), ['type_1'])
         """
         check_names("layers", layers, several=True)
         request = self._request_cells(
@@ -316,6 +320,14 @@ class GenerationMixin:
         ------
         NotTrainedError
             If the diffusion stage is not trained.
+
+        Examples
+        --------
+        >>> odd = adata.copy()
+        >>> odd.X = odd.X * 20  # libraries that no training cell has
+        >>> own, other = (model.get_prior_log_prob(cells, n_steps=2) for cells in (adata, odd))
+        >>> bool(own.min() > other.max())
+        True
         """
         self._require("diffusion")  # type: ignore[attr-defined]
         n_steps, batch_size = positive_int("n_steps", n_steps), positive_int("batch_size", batch_size)
@@ -346,10 +358,20 @@ class GenerationMixin:
         **log_prob_kwargs
             Passed to :meth:`get_prior_log_prob`.
 
+        Returns
+        -------
+        ``None``, or the copy.
+
         Raises
         ------
         NotTrainedError
             If the diffusion stage is not trained.
+
+        Examples
+        --------
+        >>> cells = model.annotate(adata, copy=True, n_steps=2)
+        >>> cells.obsm["X_diffvi"].shape, cells.layers["diffvi_normalized"].shape, "diffvi_log_prob" in cells.obs
+        ((300, 10), (300, 40), True)
         """
         self._require("diffusion")  # type: ignore[attr-defined]
         adata = self.adata if adata is None else adata  # type: ignore[attr-defined]

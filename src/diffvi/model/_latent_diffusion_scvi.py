@@ -158,6 +158,14 @@ class LatentDiffusionSCVI(DenoisingMixin, LatentDiffusionMixin, SCVI):
         ------
         InvalidInputError
             If the counts are not raw counts, a cell is empty, or a column is missing.
+
+        Examples
+        --------
+        >>> import diffvi
+        >>> adata = diffvi.datasets.simulate_cells(100, 20, n_batches=2, seed=0)
+        >>> diffvi.model.LatentDiffusionSCVI.setup_anndata(adata, batch_key="batch", labels_key="cell_type")
+        >>> diffvi.model.LatentDiffusionSCVI(adata).vocabulary.names  # what cells can be asked for by
+        ['cell_type', 'batch']
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         fields = scvi_fields(
@@ -188,12 +196,28 @@ class LatentDiffusionSCVI(DenoisingMixin, LatentDiffusionMixin, SCVI):
         **model_kwargs
             Arguments of the prior, such as ``denoiser``.
 
+        Returns
+        -------
+        A model whose VAE is that of ``scvi_model`` (a copy) and done, with an untrained prior, over the same data.
+
         Raises
         ------
         NotTrainedError
             If the model is not trained.
         InvalidInputError
-            If it has no data or is not an scVI model.
+            If it has no data, is not an scVI model, or ``model_kwargs`` change the VAE.
+
+        Examples
+        --------
+        >>> import diffvi, scvi
+        >>> adata = diffvi.datasets.simulate_cells(100, 20, seed=0)
+        >>> scvi.model.SCVI.setup_anndata(adata, labels_key="cell_type")
+        >>> vae = scvi.model.SCVI(adata)
+        >>> vae.train(max_epochs=1, enable_progress_bar=False)
+        >>> model = diffvi.model.LatentDiffusionSCVI.from_scvi_model(vae)
+        >>> model.train_diffusion(max_epochs=1, enable_progress_bar=False)
+        >>> model.generate(5, seed=0).shape
+        (5, 20)
         """
         model: LatentDiffusionSCVI = cls._from_trained(
             scvi_model, SCVI, {"condition_keys": condition_keys}, **model_kwargs

@@ -181,10 +181,30 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, DistillationMix
     def get_normalized_expression(self, *args: Any, weights: str | None = None, **kwargs: Any) -> Any:
         """As in scvi, but for ``weights="importance"``, which assumes a standard normal prior and is refused.
 
+        Parameters
+        ----------
+        *args
+            As in the scvi model, such as :meth:`scvi.model.SCVI.get_normalized_expression`: cells, rows, ``transform_batch`` and more.
+        weights
+            How cells are weighted where several draws are averaged: ``"uniform"``, or ``None`` for scvi's default.
+        **kwargs
+            As in the scvi model, such as ``library_size`` (1 for shares, or the total that a cell is scaled to).
+
+        Returns
+        -------
+        As in the scvi model: a data frame or an array of decoded expression, cells by genes; two of them, genes and proteins, for
+        :class:`TotalDiffusion`.
+
         Raises
         ------
         InvalidInputError
             For importance weights.
+
+        Examples
+        --------
+        >>> expression = model.get_normalized_expression(adata, library_size=1e4)
+        >>> expression.shape, float(expression.sum(axis=1).mean().round())
+        ((300, 40), 10000.0)
         """
         if weights == "importance":
             raise InvalidInputError(
@@ -198,13 +218,22 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, DistillationMix
     def summary_string(self) -> str:
         """What the model is, what conditions it and which stages are trained."""
         conditions = "; ".join(f"{n} ({k}: {v})" for n, k, v in self.vocabulary.describe()) or "none"
-        stages = ", ".join(
-            f"{n} {s['status']}" + (f" ({s['epochs']} epochs)" if s["epochs"] else "") for n, s in self.stages_.items()
+        stages = "; ".join(
+            f"{title} {s['status']}" + (f" ({s['epochs']} epochs)" if s["epochs"] else "")
+            for title, s in zip(("VAE", "diffusion prior"), (self.stages_[n] for n in ("vae", "diffusion")), strict=True)
         )
+        stats = self.summary_stats
+        minified = ", minified" if self.minified_data_type is not None else ""  # type: ignore[attr-defined]
         return (
-            f"{super().summary_string}\n"  # type: ignore[misc]
-            f"Genes: {self.summary_stats.n_vars}. Conditions of the prior: {conditions}.\nStages: {stages}."
+            f"{self._model_summary_string}\n"
+            f"Data: {stats.n_cells:,} cells, {stats.n_vars:,} genes{minified}.\n"
+            f"Conditions of the prior: {conditions}.\n"
+            f"Training: {stages}."
         )
+
+    def __repr__(self) -> str:
+        # scvi's prints and returns nothing, which logs, lists and notebooks make little of.
+        return self.summary_string
 
     @classmethod
     def _register(cls, adata: AnnData, fields: list[Any], setup_method_args: dict[str, Any], **kwargs: Any) -> None:
@@ -224,6 +253,31 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, DistillationMix
 
         The prior keeps what it knows of the reference: see :meth:`train_diffusion`. With ``unfrozen=True`` the latents of
         the reference change, and nothing is kept.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As in :meth:`scvi.model.SCVI.load_query_data`: the new data, the reference (a model, or the folder of a saved one), which
+            weights are frozen; and ``trust``, as in :meth:`load`, for a folder.
+
+        Returns
+        -------
+        A model of the new data with the weights of the reference. What is left to do is :meth:`train`.
+
+        Raises
+        ------
+        ModelFileError
+            If the reference is a folder whose model is missing, damaged, or would run code.
+        InvalidInputError
+            If the new data lack genes, or are not what :meth:`setup_anndata` allows.
+
+        Examples
+        --------
+        >>> query = adata[:50].copy()
+        >>> query.obs["batch"] = "new"
+        >>> updated = diffvi.model.LatentDiffusionSCVI.load_query_data(query, model)
+        >>> updated.vocabulary.entries["batch"]["categories"]  # the reference's stay known
+        ['batch_0', 'batch_1', 'new']
         """
         model: Any = super().load_query_data(*args, **kwargs)  # type: ignore[misc]
         known = model.training_table_ is not None and not kwargs.get("unfrozen", False)

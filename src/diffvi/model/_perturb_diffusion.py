@@ -240,6 +240,12 @@ class PerturbDiffusion(PerturbationPredictionMixin, DenoisingMixin, LatentDiffus
         InvalidInputError
             If there are no control cells, a context has none, a perturbation has a single cell, a dose is negative or
             missing, the embedding lacks a perturbation, the counts are not raw, or a column is missing.
+
+        Examples
+        --------
+        >>> import diffvi
+        >>> adata = diffvi.datasets.simulate_perturbations(200, 20, seed=0)
+        >>> diffvi.model.PerturbDiffusion.setup_anndata(adata, perturbation_key="perturbation", labels_key="cell_type")
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         query = "source_registry" in kwargs
@@ -293,12 +299,28 @@ class PerturbDiffusion(PerturbationPredictionMixin, DenoisingMixin, LatentDiffus
         **model_kwargs
             Arguments of the model beside those of the VAE, such as ``pairing``.
 
+        Returns
+        -------
+        A model whose VAE is that of ``scvi_model`` (a copy) and done, with an untrained prior, over the same data.
+
         Raises
         ------
         NotTrainedError
             If the model is not trained.
         InvalidInputError
-            If it has no data or is not an scVI model.
+            If it has no data, is not an scVI model, or ``model_kwargs`` change the VAE; for perturbations that :meth:`setup_anndata` refuses.
+
+        Examples
+        --------
+        >>> import diffvi, scvi
+        >>> adata = diffvi.datasets.simulate_perturbations(200, 20, seed=0)
+        >>> scvi.model.SCVI.setup_anndata(adata, labels_key="cell_type")
+        >>> vae = scvi.model.SCVI(adata)
+        >>> vae.train(max_epochs=1, enable_progress_bar=False)
+        >>> model = diffvi.model.PerturbDiffusion.from_scvi_model(vae, perturbation_key="perturbation")
+        >>> model.train_diffusion(max_epochs=1, enable_progress_bar=False)
+        >>> bool((model.predict_perturbation(perturbation="A", seed=0).obs["perturbed_status"] == "seen").all())
+        True
         """
         setup = {
             "perturbation_key": perturbation_key,

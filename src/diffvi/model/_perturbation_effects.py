@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import norm
 from scvi.utils import track
 
 from diffvi._exceptions import InvalidInputError, one_of, positive_int
-from diffvi.data import TrainingTable, Treatment
-from diffvi.module import EffectWeights
+from diffvi.data import Treatment
 
-from ._perturbation_measures import PSEUDOCOUNT, coverage_factor
-from ._perturbation_training import PerturbationTrainingMixin
-
-N_CALIBRATION_CELLS = 64
+from ._perturbation_calibration import PerturbationCalibrationMixin
 
 
-class PerturbationEffectsMixin(PerturbationTrainingMixin):
+class PerturbationEffectsMixin(PerturbationCalibrationMixin):
     """Mean effects on control populations: one table for some perturbations, a ranking for thousands."""
 
     # ---------------------------------------------------------------- names
@@ -47,145 +42,6 @@ class PerturbationEffectsMixin(PerturbationTrainingMixin):
                 f'is known of it; `unseen="mean"` predicts the mean effect. Known are {_some(process.known)}.'
             )
         return treatment
-
-    # ---------------------------------------------------------------- effects on a population
-
-    def _reference(
-        self, groupby: str | None, n_cells: int, perturbed: bool = False
-    ) -> Iterator[tuple[Any, np.ndarray, TrainingTable]]:
-        """Groups of remembered control cells, on request of contexts in which effects were measured.
-
-        Name, states and what the decoder needs.
-        """
-        held = dict(self.controls_ or {})
-        state = held.pop("state")
-        table = TrainingTable(**held)
-        if perturbed:
-            seen = set(self.perturbed_contexts_)
-            rows = np.flatnonzero([c in seen for c in self._contexts(table.codes)])
-            state, table = state[rows], table.subset(rows)
-        groups = np.full(len(state), "all", dtype=object)
-        if groupby is not None:
-            names = [n for n, e in self.vocabulary.entries.items() if "categories" in e]
-            groups = self.vocabulary.decode(table.codes)[one_of("groupby", groupby, names)].astype(object).to_numpy()
-        for group in sorted(set(groups[pd.notna(groups)])):
-            rows = np.random.default_rng(0).permutation(np.flatnonzero(groups == group))[:n_cells]
-            yield group, state[np.sort(rows)], table.subset(np.sort(rows))
-
-    @torch.inference_mode()
-    def _mean_counts(self, state: np.ndarray, table: TrainingTable) -> np.ndarray:
-        """Expected counts of states at the median library, ``(n, n_genes)``."""
-        assert self.measured_ is not None
-        state = np.concatenate([state[:, :-1], np.full((len(state), 1), np.log(self.measured_["library"]))], 1)
-        device = self.module.prior.shift.device
-        px = self._decode(torch.as_tensor(state, dtype=torch.float32, device=device), table)
-        return px.mean.cpu().numpy().astype(float)
-
-    def _moved(self, state: np.ndarray, weights: np.ndarray, gains: np.ndarray | float = 1.0) -> np.ndarray:
-        """States after the mean response to one weighting of the training treatments."""
-        shift, scale = (v.detach().cpu().numpy()[:-1] for v in (self.module.prior.shift, self.module.prior.scale))
-        z = (state[:, :-1] - shift) / scale
-        moved = z + self._responses.shift(z, weights) * np.reshape(gains, (-1, 1))
-        return np.concatenate([moved * scale + shift, state[:, -1:]], 1)
-
-    def _effect(
-        self, state: np.ndarray, table: TrainingTable, base: np.ndarray, weights: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For one weighting: log ratio of mean expression, its spread over cells, and a variance of doubt.
-
-        The doubt is how far the log ratio through the latent is from the same weighting of the measured log ratios,
-        beyond their noise: where the decoder has to extrapolate, the two part. In contexts in which no perturbed cell was
-        seen there is also how much effects differ between contexts.
-        """
-        contexts = self._contexts(table.codes)
-        gains, new = self._gains(contexts), 1 - np.mean([c in set(self.perturbed_contexts_) for c in contexts])
-        after = self._mean_counts(self._moved(state, weights, gains), table)
-        if (offset := self._log_offset(weights[None])) is not None:
-            after = after * np.exp(offset)
-            after *= base.sum(1, keepdims=True) / after.sum(1, keepdims=True)
-        cells = np.log(after + PSEUDOCOUNT) - np.log(base + PSEUDOCOUNT)
-        ratio = np.log(after.mean(0) + PSEUDOCOUNT) - np.log(base.mean(0) + PSEUDOCOUNT)
-        assert self.measured_ is not None
-        apart = ratio - weights @ self.measured_["log_ratio"]
-        doubt = np.maximum(apart**2 - weights**2 @ self.measured_["variance"], 0.0)
-        return ratio, cells.std(0), doubt + new * (weights**2 @ self.measured_["between_contexts"])
-
-    def _log_offset(self, weights: np.ndarray) -> np.ndarray | None:
-        """What the decoder's log rates miss of the measured log ratios, for weightings ``(n, n_treatments)``."""
-        offset = None if self.measured_ is None else self.measured_.get("offset")
-        return None if offset is None else weights @ offset
-
-    def _variances(self, predicted: EffectWeights) -> tuple[np.ndarray, np.ndarray]:
-        """Variance of log ratios by noise of the measured effects, and by what they leave open, ``(m, n_genes)`` each."""
-        assert self.measured_ is not None
-        ratio, variance = self.measured_["log_ratio"].astype(float), self.measured_["variance"].astype(float)
-        noise = predicted.weights**2 @ variance
-        between = np.maximum((ratio**2 - variance).mean(0), 0.05 * max(float((ratio**2 - variance).mean()), 1e-4))
-        share = (predicted.epistemic - 0.5 * predicted.deviation) / self._responses.process.params["tau2"]
-        # Half of a combination's deviation is in proportion to what is predicted, as an interaction that makes the sum of
-        # the parts stronger or weaker is; the other half may be anywhere.
-        size = ((predicted.weights @ self._responses.process.effects) ** 2).mean(1)
-        strength = np.divide(0.5 * predicted.deviation, size, out=np.zeros_like(size), where=size > 0)
-        return noise, share[:, None] * between[None] + strength[:, None] * (predicted.weights @ ratio) ** 2
-
-    # ---------------------------------------------------------------- calibration
-
-    def _calibrate(self) -> None:
-        """Factors on the standard deviations, one a status, from predictions of training effects left out.
-
-        The measured effects have noise of their own; a factor is the one with which 90 % of them lie within their
-        interval when that noise is added. For treatments that were seen, one half of the cells predicts the other. Of a
-        factor below 1 the root is taken: the decoder has seen what is left out here, and will not have seen what is
-        asked for.
-        """
-        assert self.measured_ is not None
-        process = self._responses.process
-        _, state, table = next(self._reference(None, N_CALIBRATION_CELLS, perturbed=True))
-        base = self._mean_counts(state, table)
-        eye, held = np.eye(len(process.treatments)), self.measured_
-        fitted = np.array([self._effect(state, table, base, w)[0] for w in eye])
-        if self.rate_offset:
-            rest, variance = held["log_ratio"] - fitted, held["variance"]
-            signal = np.maximum((rest**2 - variance).mean(1, keepdims=True), 0.0)
-            held["offset"] = (rest * signal / (signal + variance)).astype(np.float32)
-
-        left_out = process.leave_one_out()
-        errors: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
-        noise, open_ = self._variances(left_out)
-        for i, status in enumerate(left_out.status):
-            guess, _, doubt = self._effect(state, table, base, left_out.weights[i])
-            error = guess - held["log_ratio"][i]
-            errors.setdefault(status, []).append((error, noise[i] + open_[i] + doubt, held["variance"][i]))
-        for i, w in enumerate(eye):
-            if np.isfinite(held["half_variance"][i]).all() and np.isfinite(held["other_variance"][i]).all():
-                ratio = self._half_effect(state, table, base, w, held["half_effects"][i])
-                apart = (ratio - held["half_log_ratio"][i]) ** 2 - held["half_variance"][i]
-                variance = held["half_variance"][i] + np.maximum(apart, 0.0)
-                error = ratio - held["other_log_ratio"][i]
-                errors.setdefault("seen", []).append((error, variance, held["other_variance"][i]))
-        pooled = [e for status, found in errors.items() if status != "seen" for e in found]
-        self.calibration_ = {status: coverage_factor(found) for status, found in errors.items() if len(found) >= 3}
-        self.calibration_["other"] = coverage_factor(pooled) if len(pooled) >= 3 else 1.0
-        for name in ("half_effects", "half_log_ratio", "half_variance", "other_log_ratio", "other_variance"):
-            del held[name]
-
-    def _half_effect(
-        self, state: np.ndarray, table: TrainingTable, base: np.ndarray, weights: np.ndarray, effect: np.ndarray
-    ) -> np.ndarray:
-        """Log ratio for a mean effect that was measured on half of the cells."""
-        shift = (effect - weights @ self._responses.process.effects) * self._z_scale
-        moved = self._moved(state, weights)
-        moved[:, :-1] += shift
-        after = self._mean_counts(moved, table)
-        return np.log(after.mean(0) + PSEUDOCOUNT) - np.log(base.mean(0) + PSEUDOCOUNT)
-
-    @property
-    def _z_scale(self) -> np.ndarray:
-        return self.module.prior.scale.detach().cpu().numpy()[:-1]
-
-    def _factors(self, status: Sequence[str]) -> np.ndarray:
-        other = self.calibration_["other"]
-        return np.array([0.0 if s == "control" else self.calibration_.get(s, other) for s in status])
 
     # ---------------------------------------------------------------- tables
 
@@ -237,6 +93,18 @@ class PerturbationEffectsMixin(PerturbationTrainingMixin):
             If the diffusion stage is not trained.
         InvalidInputError
             For a perturbation of which nothing is known, a bad dose, level, group or gene.
+
+        Examples
+        --------
+        >>> effect = model.get_perturbation_effect(["A", "A+B"], genes=["gene_0", "gene_1"])
+        >>> effect[["perturbation", "gene", "status"]]
+          perturbation    gene status
+        0            A  gene_0   seen
+        1            A  gene_1   seen
+        2          A+B  gene_0   seen
+        3          A+B  gene_1   seen
+        >>> bool(effect["log_fold_change"].between(effect["low"], effect["high"]).all())
+        True
         """
         self._require("diffusion")
         if not 0 < level < 1:
@@ -316,6 +184,14 @@ class PerturbationEffectsMixin(PerturbationTrainingMixin):
             If the diffusion stage is not trained.
         InvalidInputError
             As in :meth:`get_perturbation_effect`.
+
+        Examples
+        --------
+        >>> ranked = model.screen_perturbations(pairs=True, show_progress=False)
+        >>> len(ranked), ranked["effect_norm"].is_monotonic_decreasing  # 6 perturbations and their 15 pairs
+        (21, True)
+        >>> ranked["interaction"].isna().sum()  # single ones have none
+        np.int64(6)
         """
         self._require("diffusion")
         batch_size = positive_int("batch_size", batch_size)

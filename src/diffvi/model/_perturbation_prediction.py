@@ -101,6 +101,13 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         InvalidInputError
             For a perturbation of which nothing is known, cells that are perturbed already, or an argument that is not
             allowed.
+
+        Examples
+        --------
+        >>> control = adata[adata.obs["perturbation"] == "control"].copy()
+        >>> model.predict_perturbation(control, "A+B", seed=0)
+        >>> list(control.layers), control.layers["perturbed"].dtype
+        (['perturbed', 'perturbed_mean', 'perturbed_std'], dtype('int32'))
         """
         self._require("diffusion")
         one_of("decode", decode, DECODERS)
@@ -288,12 +295,19 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
 
         Returns
         -------
-        The table of :meth:`scvi.model.SCVI.differential_expression`.
+        The table of :meth:`scvi.model.SCVI.differential_expression`, a row a gene.
 
         Raises
         ------
         InvalidInputError
             If ``reference`` has no cells, or nothing is known of ``perturbation``.
+
+        Examples
+        --------
+        >>> rest = adata[adata.obs["perturbation"] != "A+B"].copy()
+        >>> table = model.differential_expression(rest, perturbation="A+B", silent=True)
+        >>> len(table), table["cells"].unique().tolist()
+        (40, ['predicted'])
         """
         if perturbation is None:
             return super().differential_expression(adata, *args, **kwargs)  # type: ignore[misc]

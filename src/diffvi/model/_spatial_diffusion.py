@@ -46,9 +46,9 @@ class SpatialDiffusion(SpatialResolutionMixin, DenoisingMixin, LatentDiffusionMi
     Examples
     --------
     >>> import diffvi
-    >>> adata = diffvi.datasets.simulate_tissue(150, 30, seed=0)
+    >>> adata = diffvi.datasets.simulate_tissue(60, 10, seed=0)
     >>> diffvi.model.SpatialDiffusion.setup_anndata(adata, labels_key="cell_type")
-    >>> model = diffvi.model.SpatialDiffusion(adata)
+    >>> model = diffvi.model.SpatialDiffusion(adata, n_latent=5, n_neighbors=4)
     >>> model.train(max_epochs=1, max_epochs_diffusion=1, enable_progress_bar=False)
     >>> model.generate_at_location([[5.0, 5.0], [5.5, 5.0]], n_samples=3, seed=0).n_obs
     6
@@ -167,6 +167,12 @@ class SpatialDiffusion(SpatialResolutionMixin, DenoisingMixin, LatentDiffusionMi
         InvalidInputError
             If there are no coordinates, they have another number of columns than 2 or 3 or are not finite, a section has fewer than 10 cells or a cell no section, the
             counts are not raw, or a column is missing.
+
+        Examples
+        --------
+        >>> import diffvi
+        >>> adata = diffvi.datasets.simulate_tissue(100, 20, n_sections=2, seed=0)
+        >>> diffvi.model.SpatialDiffusion.setup_anndata(adata, spatial_key="spatial", section_key="section")
         """
         # What loading passes back of what was registered.
         kwargs.pop("n_dims", None)
@@ -212,12 +218,27 @@ class SpatialDiffusion(SpatialResolutionMixin, DenoisingMixin, LatentDiffusionMi
         **model_kwargs
             Arguments of the model beside those of the VAE, such as ``n_neighbors``.
 
+        Returns
+        -------
+        A model whose VAE is that of ``scvi_model`` (a copy) and done, with an untrained prior, over the same data.
+
         Raises
         ------
         NotTrainedError
             If the model is not trained.
         InvalidInputError
-            If it has no data or is not an scVI model, or for coordinates that :meth:`setup_anndata` refuses.
+            If it has no data, is not an scVI model, or ``model_kwargs`` change the VAE; for coordinates that :meth:`setup_anndata` refuses.
+
+        Examples
+        --------
+        >>> import diffvi, scvi
+        >>> adata = diffvi.datasets.simulate_tissue(100, 20, seed=0)
+        >>> scvi.model.SCVI.setup_anndata(adata)
+        >>> vae = scvi.model.SCVI(adata)
+        >>> vae.train(max_epochs=1, enable_progress_bar=False)
+        >>> model = diffvi.model.SpatialDiffusion.from_scvi_model(vae, spatial_key="spatial")
+        >>> [stage["status"] for stage in model.stages_.values()]
+        ['done', 'not trained']
         """
         setup = {"spatial_key": spatial_key, "section_key": section_key, "condition_keys": condition_keys}
         model: SpatialDiffusion = cls._from_trained(scvi_model, SCVI, setup, **model_kwargs)

@@ -83,7 +83,12 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
 
         Examples
         --------
-        >>> model.generate_at_location([[10.0, 20.0], [11.0, 20.0]], seed=0)  # doctest: +SKIP
+        >>> cells = model.generate_at_location([[10.0, 2.0], [11.0, 2.0]], n_samples=2, seed=0)
+        >>> cells.shape, cells.obs["sample"].tolist()
+        ((4, 40), [0, 1, 0, 1])
+        >>> expected = model.generate_at_location([[10.0, 2.0]], return_mean=True, n_samples=10, seed=0)
+        >>> list(expected.layers)
+        ['sd', 'lower', 'upper']
         """
         self._require("diffusion")
         n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)
@@ -118,8 +123,21 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
 
         Raises
         ------
+        NotTrainedError
+            If the diffusion stage is not trained.
         InvalidInputError
             If the model's coordinates are two-dimensional, or the section is unknown.
+
+        Examples
+        --------
+        >>> import diffvi
+        >>> block = diffvi.datasets.simulate_tissue(30, 10, n_sections=3, n_dims=3, seed=0)  # at z = 0, 1 and 2
+        >>> diffvi.model.SpatialDiffusion.setup_anndata(block)
+        >>> model = diffvi.model.SpatialDiffusion(block, n_latent=3, n_neighbors=4)
+        >>> model.train(max_epochs=1, max_epochs_diffusion=1, enable_progress_bar=False)
+        >>> between = model.reconstruct_section(1.4, seed=0)  # in the places of the cells at z = 1
+        >>> between.shape, between.obsm["spatial"][:, 2].mean().round(1)
+        ((30, 10), np.float64(1.4))
         """
         self._require("diffusion")
         if self.n_dims != 3:
@@ -168,12 +186,23 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
         conditions, guidance_scale, n_steps, sampler, seed, batch_size, show_progress
             As in :meth:`generate_at_location`.
 
+        Returns
+        -------
+        ``None``, or the copy.
+
         Raises
         ------
         NotTrainedError
             If the diffusion stage is not trained.
         InvalidInputError
             If the mask hides no cell or all of them, or has another length.
+
+        Examples
+        --------
+        >>> hidden = adata.obsm["spatial"][:, 0] < 5
+        >>> filled = model.impute_region(adata, hidden, seed=0, copy=True)
+        >>> list(filled.layers)[-3:], filled.uns["imputed"]["n_imputed"] == hidden.sum()
+        (['imputed_mean', 'imputed_sd', 'imputed_sample'], np.True_)
         """
         self._require("diffusion")
         n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)

@@ -75,6 +75,14 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
             If the diffusion stage is not trained.
         InvalidInputError
             If there are no spots in a section that is asked for, or for arguments that :meth:`generate_at_location` refuses.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> halves = np.repeat(adata.obsm["spatial"], 2, axis=0) + np.tile([[0.1, 0.0], [-0.1, 0.0]], (300, 1))
+        >>> fine = model.super_resolution(adata, halves, n_samples=2, seed=0)
+        >>> fine.n_obs, bool(fine.X.sum() == adata.X.sum())  # no count is lost
+        (600, True)
         """
         self._require("diffusion")
         one_of("method", method, METHODS)
@@ -154,8 +162,15 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
 
         Raises
         ------
+        NotTrainedError
+            If the diffusion stage is not trained.
         InvalidInputError
             For cells without coordinates, or an unknown section.
+
+        Examples
+        --------
+        >>> model.get_niche_representation(adata, n_neighbors=10).shape  # 5 means, 5 standard deviations
+        (300, 10)
         """
         self._require("diffusion")
         k = self.n_neighbors if n_neighbors is None else positive_int("n_neighbors", n_neighbors)

@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from anndata import AnnData
 from mudata import MuData
@@ -12,10 +11,9 @@ from scvi.data.fields import CategoricalJointObsField
 from scvi.model import TOTALVI
 from scvi.utils import attrdict
 
-from diffvi._exceptions import InvalidInputError, one_of
+from diffvi._exceptions import InvalidInputError
 from diffvi.data._mudata import find_modalities
 from diffvi.module import MultimodalVAE
-from diffvi.module._multimodal import VIEWS
 
 from ._generation import DEFAULT_STEPS
 from ._mixin import LatentDiffusionMixin
@@ -177,48 +175,6 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
         """Names of the modalities, as in TOTALVI."""
         return dict(zip(("rna_layer", "protein_layer"), self._modality_names, strict=True))
 
-    def get_latent_representation(
-        self,
-        adata: AnnData | MuData | None = None,
-        indices: Sequence[int] | None = None,
-        give_mean: bool = True,
-        modality: Literal["both", "rna", "protein"] = "both",
-        transform_batch: str | None = None,
-        **kwargs: Any,
-    ) -> np.ndarray:
-        """Posterior of the latent, from both modalities or one.
-
-        Parameters
-        ----------
-        adata
-            Cells; for one modality also an AnnData of that alone: see :meth:`translate_rna_to_protein`.
-        indices
-            Rows of ``adata``, of the modality's own cells where it is one.
-        give_mean
-            The mean; otherwise a draw.
-        modality
-            ``"both"`` (RNA alone in cells without proteins), ``"rna"`` or ``"protein"``.
-        transform_batch
-            Batch to encode cells of one modality with; ``None`` for their own.
-        **kwargs
-            As in :meth:`scvi.model.TOTALVI.get_latent_representation`, for ``"both"``.
-
-        Returns
-        -------
-        ``(n_cells, n_latent)``.
-
-        Raises
-        ------
-        InvalidInputError
-            If ``modality`` is not one of those, or the data do not have it.
-        """
-        if one_of("modality", modality, VIEWS) == "both":
-            return super().get_latent_representation(adata, indices, give_mean, **kwargs)
-        source = self._source(adata, modality, transform_batch)
-        rows = np.arange(len(source.codes)) if indices is None else np.asarray(indices)
-        mean, scale = self._posterior_of(modality, source.counts[rows], source.table.subset(rows))
-        return mean if give_mean else mean + scale * np.random.default_rng().standard_normal(mean.shape)
-
     def _write_expression(self, adata: Any) -> str:
         genes, proteins = self.get_normalized_expression(adata, library_size=1e4, include_protein_background=True)
         rna = adata.mod[self._modality_names[0]] if isinstance(adata, MuData) else adata
@@ -263,6 +219,13 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
         ------
         InvalidInputError
             If a matrix or column is missing, counts are not raw, or a protein was measured in no cell.
+
+        Examples
+        --------
+        >>> import diffvi
+        >>> adata, protein = diffvi.datasets.simulate_cite(100, 20, 5, seed=0).mod.values()
+        >>> adata.obsm["protein"] = protein.to_df()
+        >>> diffvi.model.TotalDiffusion.setup_anndata(adata, protein_expression_obsm_key="protein")
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         columns = {name: setup_method_args["setup_args"][name] for name in COLUMN_ARGUMENTS}
@@ -309,6 +272,12 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
         InvalidInputError
             If modalities are missing, empty or swapped, cells have no RNA, counts are not raw, or a protein was measured in
             no cell.
+
+        Examples
+        --------
+        >>> import diffvi
+        >>> mdata = diffvi.datasets.simulate_cite(100, 20, 5, seed=0)
+        >>> diffvi.model.TotalDiffusion.setup_mudata(mdata, labels_key="cell_type")
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         arguments = setup_method_args["setup_args"]
@@ -340,12 +309,27 @@ class TotalDiffusion(TranslationMixin, TotalStateMixin, LatentDiffusionMixin, TO
         **model_kwargs
             Arguments of the prior, such as ``denoiser``.
 
+        Returns
+        -------
+        A model with the decoder and encoder of ``totalvi_model`` (copies), whose other parts are not trained, over the same data.
+
         Raises
         ------
         NotTrainedError
             If the model is not trained.
         InvalidInputError
-            If it has no data, is not a totalVI model, or treats proteins as missing because they are zero in a batch.
+            If it has no data, is not a totalVI model, has a panel or size factors, or treats proteins as missing because they are zero
+            in a batch; if ``model_kwargs`` change the VAE.
+
+        Examples
+        --------
+        >>> import diffvi, scvi
+        >>> mdata = diffvi.datasets.simulate_cite(100, 20, 5, seed=0)
+        >>> scvi.model.TOTALVI.setup_mudata(mdata, modalities={"rna_layer": "rna", "protein_layer": "protein"})
+        >>> totalvi = scvi.model.TOTALVI(mdata)
+        >>> totalvi.train(max_epochs=1, enable_progress_bar=False)
+        >>> diffvi.model.TotalDiffusion.from_totalvi_model(totalvi).stages_["vae"]["status"]
+        'not trained'
         """
         registry = totalvi_model.registry_ if isinstance(totalvi_model, TOTALVI) else {"setup_args": {}}
         for argument in ("panel_key", "size_factor_key"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,13 @@ from scvi.data._utils import _get_adata_minify_type
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from diffvi._exceptions import InvalidInputError
+from diffvi._exceptions import InvalidInputError, one_of
 from diffvi._random import CellStreams
 from diffvi.data import LatentData, TrainingTable, sample_counts
 from diffvi.metrics import log_normalise
 from diffvi.module import ORIGIN, KernelPath, ProteinFeatures, RNAFeatures
 from diffvi.module._kernel_path import MAX_FITTED
+from diffvi.module._multimodal import VIEWS
 from diffvi.nn import Attribute
 
 from ._translation_source import Source
@@ -54,6 +56,7 @@ class TotalStateMixin:
     remembered_: np.ndarray | None
     paired_batches_: list[int]
     _held_out: dict[str, Source] | None
+    _source: Any
 
     # ---------------------------------------------------------------- the state
 
@@ -167,6 +170,53 @@ class TotalStateMixin:
             means.append(q.loc.cpu().numpy())
             scales.append(q.scale.cpu().numpy())
         return np.concatenate(means), np.concatenate(scales)
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Sequence[int] | None = None,
+        give_mean: bool = True,
+        modality: Literal["both", "rna", "protein"] = "both",
+        transform_batch: str | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Posterior of the latent, from both modalities or one.
+
+        Parameters
+        ----------
+        adata
+            Cells; for one modality also an AnnData of that alone: see :meth:`translate_rna_to_protein`.
+        indices
+            Rows of ``adata``, of the modality's own cells where it is one.
+        give_mean
+            The mean; otherwise a draw.
+        modality
+            ``"both"`` (RNA alone in cells without proteins), ``"rna"`` or ``"protein"``.
+        transform_batch
+            Batch to encode cells of one modality with; ``None`` for their own.
+        **kwargs
+            As in :meth:`scvi.model.TOTALVI.get_latent_representation`, for ``"both"``.
+
+        Returns
+        -------
+        ``(n_cells, n_latent)``.
+
+        Raises
+        ------
+        InvalidInputError
+            If ``modality`` is not one of those, or the data do not have it.
+
+        Examples
+        --------
+        >>> model.get_latent_representation(mdata["protein"], modality="protein").shape
+        (300, 10)
+        """
+        if one_of("modality", modality, VIEWS) == "both":
+            return super().get_latent_representation(adata, indices, give_mean, **kwargs)  # type: ignore[misc]
+        source = self._source(adata, modality, transform_batch)
+        rows = np.arange(len(source.codes)) if indices is None else np.asarray(indices)
+        mean, scale = self._posterior_of(modality, source.counts[rows], source.table.subset(rows))
+        return mean if give_mean else mean + scale * np.random.default_rng().standard_normal(mean.shape)
 
     @property
     def _n_codes(self) -> int:

@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from scvi import REGISTRY_KEYS, settings
+from scvi import settings
 from scvi.dataloaders import DataSplitter
-from scvi.dataloaders._data_splitting import validate_data_split
 from scvi.model._utils import use_distributed_sampler
 from scvi.model.base import UnsupervisedTrainingMixin
-from scvi.model.base._constants import SAVE_KEYS
 
-from diffvi._exceptions import InvalidInputError, positive_int
-from diffvi.data import CONDITIONS_KEY, LatentData, TrainingTable
+from diffvi._exceptions import positive_int
+from diffvi.data import LatentData, TrainingTable
 from diffvi.data._store import digest
 from diffvi.train import DiffusionTrainingPlan, StageTrainRunner, VAETrainingPlan
-from diffvi.train._progress import StageProgress
 from diffvi.train._runner import DiffusionTrainRunner
 
+from ._training_length import epochs_for, n_validation, watch
+from ._training_progress import TrainingProgressMixin
 
-class StagedTrainingMixin:
+
+class StagedTrainingMixin(TrainingProgressMixin):
     """Training in two stages: the VAE on counts, then the diffusion prior on its latents."""
 
     _training_plan_cls = VAETrainingPlan
@@ -36,15 +36,10 @@ class StagedTrainingMixin:
     CLASSIFY_LABELS = True
     """Whether stage 1 reads the labels from the latent: see :class:`~diffvi.train.VAETrainingPlan`."""
 
-    module: Any
-    adata: Any
     is_trained_: bool
     history_: dict[str, Any] | None
     stages_: dict[str, dict[str, Any]]
-    registry_: dict[str, Any]
-    vocabulary: Any
     training_table_: dict[str, Any] | None
-    replay_: dict[str, Any] | None
 
     def train(
         self,
@@ -111,6 +106,12 @@ class StagedTrainingMixin:
         KeyboardInterrupt
             If interrupted. The model stays usable and can be saved; ``repr(model)`` tells which stage
             is done.
+
+        Examples
+        --------
+        >>> model.train(max_epochs=1, max_epochs_diffusion=1, enable_progress_bar=False)
+        >>> model.stages_
+        {'vae': {'status': 'done', 'epochs': 1}, 'diffusion': {'status': 'done', 'epochs': 1}}
         """
         self.train_vae(
             max_epochs=max_epochs,
@@ -150,7 +151,35 @@ class StagedTrainingMixin:
     ) -> None:
         """Train stage 1 alone; the arguments are those of :meth:`train` for this stage.
 
-        Resets the status of stage 2, whose prior belongs to the old latents.
+        Resets the status of stage 2, whose prior belongs to the old latents. Logs ``elbo_train`` and ``elbo_validation``, among others.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs; ``None`` for the default of :meth:`train`.
+        batch_size
+            Cells in a minibatch.
+        ckpt_path, ckpt_every_n_epochs
+            Folder for the progress, and epochs between checkpoints.
+        **kwargs
+            Further arguments of :meth:`train`: ``accelerator``, ``devices``, ``early_stopping``, ``plan_kwargs``, those of the split, and
+            of the trainer.
+
+        Raises
+        ------
+        TrainingError, OutOfMemoryError, OutputFileError, KeyboardInterrupt
+            As of :meth:`train`.
+        InvalidInputError
+            If the model has no data, the split leaves no cell to train on, or ``ckpt_path`` holds the progress of another training.
+
+        Examples
+        --------
+        >>> model.train_vae(max_epochs=1, enable_progress_bar=False)
+        >>> model.stages_["diffusion"]["status"]
+        'not trained'
+        >>> model.train_diffusion(max_epochs=1, enable_progress_bar=False)
+        >>> model.stages_["diffusion"]["status"]
+        'done'
         """
         adata = self._require_data()
         batch_size = positive_int("batch_size", batch_size)
@@ -159,8 +188,8 @@ class StagedTrainingMixin:
             max_epochs = epochs_for(self.VAE_STEPS, 0.9 * adata.n_obs, batch_size, most=1000)
         external = (kwargs.get("datasplitter_kwargs") or {}).get("external_indexing")
         size, held_out = kwargs.get("train_size"), kwargs.get("validation_size")
-        n_held_out = len(external[1]) if external else _n_validation(adata.n_obs, batch_size, size, held_out)
-        _watch(kwargs, "elbo_validation", max_epochs, n_held_out > 0)
+        n_held_out = len(external[1]) if external else n_validation(adata.n_obs, batch_size, size, held_out)
+        watch(kwargs, "elbo_validation", max_epochs, n_held_out > 0)
         key = self.registry_["setup_args"].get("labels_key")
         if self.CLASSIFY_LABELS and key in self.vocabulary.entries:
             n_labels = len(self.vocabulary.entries[key].get("categories", []))
@@ -192,59 +221,6 @@ class StagedTrainingMixin:
         if progress is not None and self.trainer.is_global_zero:  # type: ignore[attr-defined]
             progress.finish(self)
 
-    def _progress(
-        self, stage: str, folder: str | Path | None, every: int | None, told: dict[str, Any]
-    ) -> StageProgress | None:
-        """Where the progress of a stage is kept."""
-        if folder is None:
-            return None
-        every = None if every is None else positive_int("ckpt_every_n_epochs", every)
-        adata = self._require_data()
-        request = {
-            "model": type(self).__name__,
-            "arguments": digest(self.init_params_),  # type: ignore[attr-defined]
-            "cells": digest(adata.obs_names.tolist()),
-            "genes": digest(list(map(str, self.get_var_names()))),  # type: ignore[attr-defined]
-            "setup": digest(self.registry_["setup_args"], self.vocabulary.to_dict()),
-            "counts": self._counts_digest(),
-            **told,
-        }
-        if self.replay_ is not None:
-            request["reference"] = digest(*self.replay_.values())
-        return StageProgress(folder, stage, request, every)
-
-    def _counts_digest(self, rows: int = 50_000) -> str:
-        """A digest of the counts' sums over cells and genes, of the conditions and of the batches."""
-        manager: Any = self.adata_manager  # type: ignore[attr-defined]
-        parts = [np.asarray(manager.get_from_registry(key)) for key in (CONDITIONS_KEY, REGISTRY_KEYS.BATCH_KEY)]
-        x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-        genes = np.zeros(x.shape[1])
-        for first in range(0, x.shape[0], rows):
-            block = x[first : first + rows]
-            parts.append(np.asarray(block.sum(1)).ravel())
-            genes += np.asarray(block.sum(0)).ravel()
-        return digest(*parts, genes)
-
-    def _weights(self, prior: bool = True) -> list[np.ndarray]:
-        """Everything that the module holds, with or without the prior."""
-        state = self.module.state_dict().items()
-        return [
-            v.cpu().numpy() for n, v in state if isinstance(v, torch.Tensor) and (prior or not n.startswith("prior."))
-        ]
-
-    def _adopt(self, progress: StageProgress) -> None:
-        """Become the model that a stage ended with."""
-        # Written by this very training; a second model of it could not always be made without data.
-        done = torch.load(progress.model / SAVE_KEYS.MODEL_FNAME, map_location="cpu", weights_only=False)
-        state = done[SAVE_KEYS.MODEL_STATE_DICT_KEY]
-        state.pop("pyro_param_store", None)
-        self.module.prior.few_steps = None
-        self.module.load_state_dict(state)
-        for name, value in done[SAVE_KEYS.ATTR_DICT_KEY].items():
-            if name not in ("registry_", "init_params_"):
-                setattr(self, name, value)
-        self.module.eval()
-
     def train_diffusion(
         self,
         max_epochs: int | None = None,
@@ -264,6 +240,38 @@ class StagedTrainingMixin:
 
         After scArches surgery (:meth:`load_query_data`) the prior also trains on cells that the reference's prior
         drew with the reference's conditions (generative replay, :cite:p:`Shin17`), so that it does not forget them.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs; ``None`` for the default of :meth:`train`.
+        accelerator, devices
+            Where to train, as in :meth:`scvi.model.SCVI.train`.
+        batch_size
+            Latents in a minibatch.
+        early_stopping
+            Stop when ``diffusion_loss_validation`` stops improving.
+        plan_kwargs
+            Passed to :class:`~diffvi.train.DiffusionTrainingPlan`, such as ``{"lr": 1e-3}``.
+        ckpt_path, ckpt_every_n_epochs
+            Folder for the progress, and epochs between checkpoints.
+        **trainer_kwargs
+            Passed to :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        NotTrainedError
+            If the VAE is not trained.
+        TrainingError, OutOfMemoryError, OutputFileError, KeyboardInterrupt
+            As of :meth:`train`.
+        InvalidInputError
+            If the model has no data, or ``ckpt_path`` holds the progress of another training.
+
+        Examples
+        --------
+        >>> model.train_diffusion(max_epochs=3, enable_progress_bar=False)
+        >>> model.stages_["diffusion"]
+        {'status': 'done', 'epochs': 3}
         """
         self._require_data()
         self._require("vae")  # type: ignore[attr-defined]
@@ -296,7 +304,7 @@ class StagedTrainingMixin:
             max_epochs = epochs_for(self.DIFFUSION_STEPS, len(training), batch_size, most=500)
         trainer_kwargs.setdefault("gradient_clip_val", 1.0)
         trainer_kwargs["early_stopping"] = early_stopping
-        _watch(trainer_kwargs, "diffusion_loss_validation", max_epochs, len(split[1]) > 0)
+        watch(trainer_kwargs, "diffusion_loss_validation", max_epochs, len(split[1]) > 0)
         splitter = DataSplitter(
             latents.manager(),
             external_indexing=split,
@@ -338,13 +346,6 @@ class StagedTrainingMixin:
         training = np.concatenate([split[0], n + np.arange(len(state))])
         return joined, table.append(TrainingTable(**replay)), [training, *split[1:]]
 
-    def _require_data(self) -> Any:
-        if self.adata is None:  # type: ignore[attr-defined]
-            raise InvalidInputError(
-                "Training needs data, and this model was loaded without: `load(path, adata=adata)`."
-            )
-        return self.adata  # type: ignore[attr-defined]
-
     def _split(self, n_obs: int) -> list[np.ndarray]:
         """Training, validation and test rows: stage 1's if they fit these data, else a new 90 % split."""
         stored = (self.train_indices_, self.validation_indices_, self.test_indices_)  # type: ignore[attr-defined]
@@ -373,36 +374,6 @@ class StagedTrainingMixin:
         finally:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
-
-
-def _n_validation(n_obs: int, batch_size: int, train_size: Any, validation_size: Any) -> int:
-    """Number of validation cells, as scvi splits them; raises if none are left to train on."""
-    given = 0.9 if train_size is None else train_size
-    try:
-        n_train, n_val = validate_data_split(n_obs, given, validation_size, batch_size, False, train_size is None)
-    except (ValueError, TypeError) as error:
-        raise InvalidInputError(
-            f"`train_size={train_size!r}` and `validation_size={validation_size!r}` do not split {n_obs} cells ({error})."
-        ) from error
-    if n_train < 1:
-        raise InvalidInputError(
-            f"`adata` has {n_obs} cell(s), of which none is left to train on; `train` needs at least 3."
-        )
-    return int(n_val)
-
-
-def epochs_for(n_steps: int, n_cells: float, batch_size: int, most: int) -> int:
-    """Epochs that make about ``n_steps`` minibatches, at least 20 and at most ``most``."""
-    return int(min(most, max(20, math.ceil(n_steps / max(1, math.ceil(n_cells / batch_size))))))
-
-
-def _watch(trainer_kwargs: dict[str, Any], metric: str, max_epochs: int, validates: bool) -> None:
-    """Validate about 50 times (every epoch if stopping early) and watch a metric of this stage, unless told otherwise."""
-    for callback in ("early_stopping", "checkpointing"):
-        trainer_kwargs.setdefault(f"{callback}_monitor", metric)
-    if validates:
-        every = 1 if trainer_kwargs.get("early_stopping") else max(1, max_epochs // 50)
-        trainer_kwargs.setdefault("check_val_every_n_epoch", every)
 
 
 def _tensor(values: np.ndarray, module: Any) -> torch.Tensor:

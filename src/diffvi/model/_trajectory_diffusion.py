@@ -200,6 +200,12 @@ class TrajectoryDiffusion(TrajectoryAnalysisMixin, DenoisingMixin, LatentDiffusi
         InvalidInputError
             If times are not numbers, are missing, are all the same or have fewer than 5 cells, the counts are not raw, or a column
             is missing.
+
+        Examples
+        --------
+        >>> import diffvi
+        >>> adata = diffvi.datasets.simulate_trajectory(50, 20, seed=0)
+        >>> diffvi.model.TrajectoryDiffusion.setup_anndata(adata, time_key="time", labels_key="fate")
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         query = "source_registry" in kwargs
@@ -241,12 +247,27 @@ class TrajectoryDiffusion(TrajectoryAnalysisMixin, DenoisingMixin, LatentDiffusi
         **model_kwargs
             Arguments of the model beside those of the VAE, such as ``coupling``.
 
+        Returns
+        -------
+        A model whose VAE is that of ``scvi_model`` (a copy) and done, with an untrained prior, over the same data.
+
         Raises
         ------
         NotTrainedError
             If the model is not trained.
         InvalidInputError
-            If it has no data or is not an scVI model, or for times that :meth:`setup_anndata` refuses.
+            If it has no data, is not an scVI model, or ``model_kwargs`` change the VAE; for times that :meth:`setup_anndata` refuses.
+
+        Examples
+        --------
+        >>> import diffvi, scvi
+        >>> adata = diffvi.datasets.simulate_trajectory(30, 20, seed=0)
+        >>> scvi.model.SCVI.setup_anndata(adata)
+        >>> vae = scvi.model.SCVI(adata)
+        >>> vae.train(max_epochs=1, enable_progress_bar=False)
+        >>> model = diffvi.model.TrajectoryDiffusion.from_scvi_model(vae, time_key="time")
+        >>> [stage["status"] for stage in model.stages_.values()]
+        ['done', 'not trained']
         """
         setup = {"time_key": time_key, "condition_keys": condition_keys, "growth_key": growth_key}
         model: TrajectoryDiffusion = cls._from_trained(scvi_model, SCVI, setup, **model_kwargs)

@@ -99,7 +99,10 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
 
         Examples
         --------
-        >>> future = model.predict_trajectory(cells, [3.0, 4.0], n_samples=5, seed=0)  # doctest: +SKIP
+        >>> early = adata[adata.obs["time"] == 0].copy()
+        >>> future = model.predict_trajectory(early, [3.0, 4.0], n_samples=2, seed=0)
+        >>> early.n_obs, future.n_obs  # a row for each cell, sample and time
+        (80, 320)
         """
         self._require("diffusion")
         one_of("decode", decode, DECODERS)
@@ -180,6 +183,12 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
             If the diffusion stage is not trained.
         InvalidInputError
             If no training cell has the conditions asked for, or for an argument that is not allowed.
+
+        Examples
+        --------
+        >>> cells = model.interpolate(2.0, 50, seed=0)  # between the measured times 1.5 and 2.5
+        >>> cells.shape, cells.obs["time"].unique().tolist()
+        ((50, 40), [2.0])
         """
         self._require("diffusion")
         n_obs, batch_size = positive_int("n_obs", n_obs), positive_int("batch_size", batch_size)

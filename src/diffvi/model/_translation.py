@@ -82,6 +82,13 @@ class TranslationMixin(TranslationDrawsMixin):
             If the diffusion stage is not trained.
         InvalidInputError
             If genes are missing, counts are not raw, no training cell had both modalities, or an argument is not allowed.
+
+        Examples
+        --------
+        >>> rna = mdata["rna"].copy()
+        >>> model.translate_rna_to_protein(rna, seed=0)
+        >>> rna.obsm["protein"].shape, "protein_q95" in rna.obsm
+        ((300, 8), True)
         """
         arguments = {name: value for name, value in locals().items() if name != "self"}
         return self._translate("rna", **arguments)
@@ -129,6 +136,13 @@ class TranslationMixin(TranslationDrawsMixin):
             If the diffusion stage is not trained.
         InvalidInputError
             If the proteins are not the model's, a cell has none, or an argument is not allowed.
+
+        Examples
+        --------
+        >>> protein = mdata["protein"].copy()
+        >>> model.translate_protein_to_rna(protein, seed=0)
+        >>> protein.obsm["rna"].shape, protein.uns["rna"]["features"][:2].tolist()
+        ((300, 40), ['gene_0', 'gene_1'])
         """
         arguments = {name: value for name, value in locals().items() if name != "self"}
         return self._translate("protein", **arguments)
@@ -158,6 +172,20 @@ class TranslationMixin(TranslationDrawsMixin):
         Returns
         -------
         ``None``, or the copy.
+
+        Raises
+        ------
+        NotTrainedError
+            If proteins are missing and the diffusion stage is not trained.
+        InvalidInputError
+            As of :meth:`translate_rna_to_protein`.
+
+        Examples
+        --------
+        >>> rna = mdata["rna"].copy()  # no proteins: all 8 are filled in for all 300 cells
+        >>> model.impute_proteins(rna, seed=0)
+        >>> rna.obsm["protein_imputed"].shape, rna.uns["protein_imputed"]["n_missing"]
+        ((300, 8), 2400)
         """
         data = self._own_cells(adata)
         data = data.copy() if copy else data
