@@ -1,6 +1,6 @@
 """PerturbDiffusion and its parts on real perturbation data; see perturbation.md for the recorded tables.
 
-    python benchmarks/perturbation.py kang kang_ifnb_muscat.h5ad [--arms default resample ...] [--inner] [--csv out.csv]
+    python benchmarks/perturbation.py kang kang_ifnb_muscat.h5ad [--arms default resample ...] [--inner] [--scgen] [--csv out.csv]
 
     python benchmarks/perturbation.py folds norman2019_k562_subset.h5ad
     python benchmarks/perturbation.py folds papalexi2021_thp1_subset.h5ad --context-key batch
@@ -32,8 +32,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import r2_score
 
 from diffvi._random import CellStreams
+from diffvi.benchmark import Additive, LatentShift, MatchingMean, MeanEffect, NoChange
 from diffvi.benchmark._options import Options
-from diffvi.benchmark._perturbation_baselines import Additive, MatchingMean, MeanEffect, NoChange
 from diffvi.benchmark._tasks import Split, _perturbation_split, find_task
 from diffvi.data import sample_counts
 from diffvi.datasets import simulate_perturbations
@@ -100,7 +100,14 @@ def arm(trained: PerturbDiffusion, max_epochs: int | None, **kwargs: object) -> 
     return model
 
 
-def kang(file: str, arms: list[str], seed: int, inner: bool, max_epochs: int | None) -> pd.DataFrame:
+def latent_shift(train: ad.AnnData, control: ad.AnnData, target: float) -> np.ndarray:
+    """Apply scGen's arithmetic on scVI with its defaults: expected expression, log-normalised to ``target``."""
+    method = LatentShift()
+    method.fit(train, "perturbation", "control", "cell_type")
+    return np.log1p(np.expm1(method.predict(control, "IFNB")) * target / 1e4)
+
+
+def kang(file: str, arms: list[str], seed: int, inner: bool, max_epochs: int | None, scgen: bool) -> pd.DataFrame:
     """Every cell type held out in turn; ``inner``: every two, which is where settings are chosen."""
     cells = ad.read_h5ad(file)
     types, stimulated = cells.obs["cell_type"].to_numpy(str), (cells.obs["condition"] == "stim").to_numpy()
@@ -128,6 +135,10 @@ def kang(file: str, arms: list[str], seed: int, inner: bool, max_epochs: int | N
                 "mean effect": scores(real, control + mean_effect, control, pca),
                 "replicate (half for half)": scores(real[halves[0]], real[halves[1]], control, pca),
             }
+            if scgen:
+                scvi.settings.seed = seed
+                cells_before = cells[(types == held) & ~stimulated].copy()
+                found[LatentShift.name] = scores(real, latent_shift(train, cells_before, target), control, pca)
             for name in arms:
                 model_kwargs, predict_kwargs = ARMS[name]
                 key = json.dumps(model_kwargs, sort_keys=True)
@@ -298,6 +309,7 @@ def main() -> None:
     parser.add_argument("file", nargs="?")
     parser.add_argument("--arms", nargs="*", default=["default"], choices=list(ARMS))
     parser.add_argument("--inner", action="store_true", help="kang: hold out two types at a time, to choose settings")
+    parser.add_argument("--scgen", action="store_true", help="kang: scGen's latent shift on scVI, too")
     parser.add_argument("--max-epochs-diffusion", type=int, help="epochs of stage 2; the model's default if not given")
     parser.add_argument("--context-key")
     parser.add_argument("--guide-key")
@@ -306,7 +318,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.task == "kang":
-        table = kang(args.file, args.arms, args.seed, args.inner, args.max_epochs_diffusion)
+        table = kang(args.file, args.arms, args.seed, args.inner, args.max_epochs_diffusion, args.scgen)
     elif args.task == "simulator":
         table = simulator(args.arms, args.seed)
     elif args.task == "cost":

@@ -55,6 +55,7 @@ autosummary_imported_members = True
 templates_path = ["_templates"]
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 typehints_defaults = "comma"
 typehints_document_rtype_none = False

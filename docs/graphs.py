@@ -55,7 +55,9 @@ def svg(title: str, nodes: dict[str, Node], edges: list[tuple[str, str]], inferr
         x, y = node.centre
         fill = FILLS[node.kind]
         if node.kind == "rule":
-            shape = f'<rect x="{x - RADIUS}" y="{y - RADIUS + 7}" width="{2 * RADIUS}" height="{2 * RADIUS - 14}" rx="5"'
+            shape = (
+                f'<rect x="{x - RADIUS}" y="{y - RADIUS + 7}" width="{2 * RADIUS}" height="{2 * RADIUS - 14}" rx="5"'
+            )
         else:
             shape = f'<circle cx="{x}" cy="{y}" r="{RADIUS}"'
         thick = 2.6 if node.kind == "drawn" else 1.5

@@ -251,12 +251,13 @@ def cite():
 
 
 @pytest.mark.parametrize("cls", [RidgeTranslation, KNNTranslation, KernelRidgeTranslation, MOFATranslation])
-def test_regressions_predict_proteins_of_held_out_cells(cite, cls):
+def test_regressions_predict_proteins_of_held_out_cells(cite, cls, capfd):
     if cls is MOFATranslation:
         pytest.importorskip("mofapy2")
     split = next(TASKS["translation"].splits(cite, Options(n_top_genes=None)))
     method = cls()
     method.fit(*split.train)
+    assert capfd.readouterr().out == ""
     predicted = method.predict(split.test[0])
     truth = np.log1p(split.test[1].X.toarray())
     assert feature_correlation(truth, predicted).mean() > 0.25
@@ -349,6 +350,8 @@ def test_space_baselines_interpolate_a_smooth_field_and_sampling_keeps_its_noise
             assert np.std(sample - field[test]) == pytest.approx(0.3, rel=0.4)
         else:
             np.testing.assert_array_equal(sample, mean)
+        method.fit(coordinates[train], values[train, :1])
+        assert method.predict(coordinates[test]).shape == (150, 1), method.name
 
 
 def test_the_space_task_holds_out_random_locations_and_a_disc():

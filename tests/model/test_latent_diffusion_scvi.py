@@ -473,3 +473,12 @@ def test_the_classifier_of_stage_one_keeps_types_apart_and_ignores_cells_without
         widths[ratio] = silhouette_score(model.get_latent_representation()[known], truth[known])
         assert not any("label_classifier" in name for name in model.module.state_dict())
     assert widths[30.0] > widths[0.0] + 0.1
+
+
+@pytest.mark.parametrize("method", ["annotate", "denoise", "get_prior_log_prob"])
+def test_a_model_without_data_asks_for_cells(trained, tmp_path, method):
+    trained.save(str(tmp_path / "model"))
+    loaded = LatentDiffusionSCVI.load(str(tmp_path / "model"), adata=False)
+    with pytest.raises(InvalidInputError, match="`adata`: the model was loaded without data; give the cells"):
+        getattr(loaded, method)()
+    assert loaded.get_prior_log_prob(trained.adata[:5].copy(), n_steps=2).shape == (5,)

@@ -482,3 +482,12 @@ def test_bad_data_get_a_sentence(how, message):
     adata, setup = broken(how)
     with pytest.raises(InvalidInputError, match=message):
         PerturbDiffusion.setup_anndata(adata, **setup)
+
+
+def test_differential_expression_of_a_perturbation_needs_the_second_stage():
+    adata = simulate_perturbations(120, 10, n_perturbations=2, seed=0)
+    PerturbDiffusion.setup_anndata(adata, perturbation_key="perturbation")
+    model = PerturbDiffusion(adata, n_hidden=8, n_latent=2)
+    model.train_vae(max_epochs=1, **QUIET)
+    with pytest.raises(NotTrainedError, match="diffusion"):
+        model.differential_expression(perturbation="A")

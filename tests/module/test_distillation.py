@@ -42,6 +42,17 @@ def test_the_student_arrives_where_the_teacher_does(process, n_steps):
     assert ((student[:, 0] > 0) == (codes[:, 0] > 0)).float().mean() > 0.97
 
 
+def test_the_seed_decides_the_student_even_of_a_prior_with_dropout():
+    prior = LatentPrior(2, [Attribute("label", 2)], "mlp", {"width": 16, "depth": 1, "dropout": 0.5})
+    # Networks start at zero, which no dropout changes.
+    torch.nn.init.normal_(prior.ema.module.backbone.out.weight)
+    made = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        made.append(distil(prior, torch.tensor([[0.0], [1.0]]), 2, range(3), 8, 1e-2, seed=0).state_dict())
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
 def test_distilled_models_generate_are_saved_and_forget(trained, tmp_path):
     trained.save(str(tmp_path / "plain"))
     model = LatentDiffusionSCVI.load(str(tmp_path / "plain"), adata=trained.adata.copy())
@@ -58,6 +69,13 @@ def test_distilled_models_generate_are_saved_and_forget(trained, tmp_path):
     model.save(str(tmp_path / "distilled"))
     loaded = LatentDiffusionSCVI.load(str(tmp_path / "distilled"), adata=False)
     assert (loaded.generate(200, **asked).X != cells.X).nnz == 0
+    # A query's prior is trained further, so surgery leaves behind what was distilled; the reference keeps it.
+    for reference in (model, str(tmp_path / "distilled")):
+        query = trained.adata[:60].copy()
+        query.obs["batch"] = "new"
+        updated = LatentDiffusionSCVI.load_query_data(query, reference)
+        assert updated.module.prior.few_steps is None
+    assert (model.generate(200, **asked).X != cells.X).nnz == 0
     for change, message in (
         ({"n_steps": 5}, "`n_steps` must be None or 2"),
         ({"guidance_scale": 2.0}, "`guidance_scale` must be 1"),

@@ -261,7 +261,8 @@ class FourierRidge:
 
     def predict(self, coordinates: np.ndarray) -> np.ndarray:
         """Mean expression."""
-        return self.ridge.predict(self._features(coordinates))
+        # The ridge drops the axis of a single gene.
+        return self.ridge.predict(self._features(coordinates)).reshape(len(coordinates), -1)
 
     def sample(self, coordinates: np.ndarray, seed: int) -> np.ndarray:
         """The mean."""

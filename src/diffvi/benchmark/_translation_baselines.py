@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from typing import Any, Protocol
 
@@ -219,13 +221,14 @@ class MOFATranslation:
         self.spread = np.maximum(y.std(0), 1e-6)
         centred = x - self.centres[0]
         views = [[centred.copy()], [(y - self.centres[1]) / self.spread]]
-        mofa = entry_point()
-        mofa.set_data_options(scale_views=True)
-        mofa.set_data_matrix(views)
-        mofa.set_model_options(factors=self.n_factors)
-        mofa.set_train_options(iter=300, convergence_mode="fast", seed=0, quiet=True, verbose=False)
-        mofa.build()
-        mofa.run()
+        with contextlib.redirect_stdout(io.StringIO()):  # pages that `quiet` does not stop
+            mofa = entry_point()
+            mofa.set_data_options(scale_views=True)
+            mofa.set_data_matrix(views)
+            mofa.set_model_options(factors=self.n_factors)
+            mofa.set_train_options(iter=300, convergence_mode="fast", seed=0, quiet=True, verbose=False)
+            mofa.build()
+            mofa.run()
         weights = mofa.model.nodes["W"].getExpectation()
         factors = mofa.model.nodes["Z"].getExpectation()
         # The scale that MOFA gave the views is put back by regressing the proteins on its factors.

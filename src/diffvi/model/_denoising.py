@@ -70,7 +70,7 @@ class DenoisingMixin:
         self._require("diffusion")  # type: ignore[attr-defined]
         if noise_level is not None and not (np.isfinite(noise_level) and noise_level > 0):
             raise InvalidInputError(f"`noise_level` must be None or a positive number; got {noise_level!r}.")
-        adata = self.adata if adata is None else adata  # type: ignore[attr-defined]
+        adata = self._own_cells(adata)  # type: ignore[attr-defined]
         adata = adata.copy() if copy else adata
         latents, table = self._latent_data(adata, batch_size=batch_size)  # type: ignore[attr-defined]
         prior = self.module.prior

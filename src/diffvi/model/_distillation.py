@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from scvi.model.base._constants import SAVE_KEYS
 from scvi.utils import track
 
 from diffvi._exceptions import InvalidInputError, positive_int, seed_or_random
@@ -11,6 +16,28 @@ from diffvi.module import distil
 
 DISTILLED = "distilled"
 """Name of the sampler that :meth:`distill` makes."""
+
+
+@contextlib.contextmanager
+def undistilled(cls: Any, reference: Any, trust: bool) -> Iterator[Any]:
+    """The reference of a surgery, a model or its folder, without what was distilled: the query's prior is trained further."""
+    if isinstance(reference, str | os.PathLike):
+        file = Path(reference) / SAVE_KEYS.MODEL_FNAME
+        weights = torch.load(file, map_location="cpu", weights_only=False, mmap=True)[SAVE_KEYS.MODEL_STATE_DICT_KEY]
+        if "prior.few_steps.steps" not in weights:
+            yield str(reference)
+            return
+        reference = cls.load(str(reference), adata=False, trust=trust)
+    prior = getattr(getattr(reference, "module", None), "prior", None)
+    few_steps = getattr(prior, "few_steps", None)
+    if few_steps is None:
+        yield reference
+        return
+    prior.few_steps = None
+    try:
+        yield reference
+    finally:
+        prior.few_steps = few_steps
 
 
 class DistillationMixin:

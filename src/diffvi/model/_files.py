@@ -23,6 +23,9 @@ from scvi.model.base._constants import SAVE_KEYS
 
 from diffvi._exceptions import DiffviError, ModelFileError
 
+from ._distillation import undistilled
+from ._notes import without_notes
+
 # What the data of a model are made of. Nothing here calls what a file names.
 PLAIN = (
     builtins.bytes,
@@ -166,7 +169,8 @@ class SafeFilesMixin:
             warnings.filterwarnings("ignore", message="var_names for adata passed in does not match")
             warnings.filterwarnings("ignore", message="Save path contains no saved anndata")
             try:
-                return super().load(dir_path, adata, **kwargs)  # type: ignore[misc]
+                with without_notes():
+                    return super().load(dir_path, adata, **kwargs)  # type: ignore[misc]
             except DiffviError:
                 raise
             except (
@@ -212,7 +216,8 @@ class SafeFilesMixin:
             If the reference is a folder whose model is missing, damaged, or would run code.
         """
         _check_reference(reference_model, trust, cls.__name__)
-        return super().load_query_data(adata, reference_model, *args, **kwargs)  # type: ignore[misc]
+        with undistilled(cls, reference_model, trust) as reference, without_notes():
+            return super().load_query_data(adata, reference, *args, **kwargs)  # type: ignore[misc]
 
     @staticmethod
     def prepare_query_anndata(adata: Any, reference_model: Any, *args: Any, trust: bool = False, **kwargs: Any) -> Any:

@@ -374,7 +374,7 @@ class GenerationMixin:
         ((300, 10), (300, 40), True)
         """
         self._require("diffusion")  # type: ignore[attr-defined]
-        adata = self.adata if adata is None else adata  # type: ignore[attr-defined]
+        adata = self._own_cells(adata)  # type: ignore[attr-defined]
         adata = adata.copy() if copy else adata
         latent = self.get_latent_representation(adata)  # type: ignore[attr-defined]
         log_prob = self.get_prior_log_prob(adata, **log_prob_kwargs)

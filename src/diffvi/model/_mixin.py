@@ -134,7 +134,7 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, DistillationMix
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
     ) -> tuple[LatentData, TrainingTable]:
         """Posterior, codes, batch and covariates of cells, in the order asked for."""
-        adata = self._validate_anndata(adata)  # type: ignore[attr-defined]
+        adata = self._validate_anndata(self._own_cells(adata))  # type: ignore[attr-defined]
         rows = np.arange(adata.n_obs)[slice(None) if indices is None else np.asarray(indices)]
         # Backed data comes back sorted inside each minibatch, so ask in order and restore afterwards.
         order, inverse = np.unique(rows, return_inverse=True)
@@ -220,7 +220,9 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, DistillationMix
         conditions = "; ".join(f"{n} ({k}: {v})" for n, k, v in self.vocabulary.describe()) or "none"
         stages = "; ".join(
             f"{title} {s['status']}" + (f" ({s['epochs']} epochs)" if s["epochs"] else "")
-            for title, s in zip(("VAE", "diffusion prior"), (self.stages_[n] for n in ("vae", "diffusion")), strict=True)
+            for title, s in zip(
+                ("VAE", "diffusion prior"), (self.stages_[n] for n in ("vae", "diffusion")), strict=True
+            )
         )
         stats = self.summary_stats
         minified = ", minified" if self.minified_data_type is not None else ""  # type: ignore[attr-defined]

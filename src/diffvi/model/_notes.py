@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def without_notes() -> Iterator[None]:
-    """Keep scvi from noting that the set-up is carried over to new cells, which is what is asked for."""
+    """Keep scvi from noting what was asked for: that a set-up is carried over to new cells, that a file is on the disk already."""
     logger = logging.getLogger("scvi")
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -273,7 +273,7 @@ class TranslationMixin(TranslationDrawsMixin):
             )
             parts.append(summarise(draws, here, levels, streams))
         if copy:
-            adata = (self.adata if adata is None else adata).copy()
+            adata = self._own_cells(adata).copy()
             name = self._modality_names[list(SEEN).index(modality)]
             source.adata = adata.mod[name] if isinstance(adata, MuData) else adata
         settings = {"seed": seed, "sampler": sampler, "n_steps": n_steps, "n_samples": n_samples}
