@@ -6,6 +6,7 @@ import os
 import shutil
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import diffvi
 
@@ -48,6 +49,7 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"
 autodoc_typehints = "description"
 autosummary_generate = True
 autosummary_ignore_module_all = False
@@ -82,3 +84,14 @@ intersphinx_mapping = {
 }
 if os.environ.get("DIFFVI_DOCS_OFFLINE"):
     intersphinx_mapping = {}
+
+
+def skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out what models inherit from scvi-tools, which documents it, and the hooks of our own classes."""
+    source = getattr(getattr(obj, "fget", obj), "__module__", None) or ""
+    return True if source.startswith("scvi.") or (what == "class" and name.isupper()) else None
+
+
+def setup(app: Any) -> None:
+    """Connect the above."""
+    app.connect("autodoc-skip-member", skip_member)

@@ -339,7 +339,7 @@ def test_an_interrupt_leaves_a_usable_model_that_says_where_it_stands(case, tmp_
     with pytest.raises(KeyboardInterrupt):
         model.train(max_epochs=5, max_epochs_diffusion=5, callbacks=[Interrupt("VAE", 1)], **QUIET)
     assert model.stages_["vae"]["status"] == "interrupted"
-    assert "vae interrupted" in model.summary_string
+    assert "VAE interrupted" in model.summary_string
     assert model.get_latent_representation().shape[0] == model.adata.n_obs
     with pytest.raises(NotTrainedError):
         model.generate(2)

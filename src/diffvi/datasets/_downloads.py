@@ -6,9 +6,10 @@ from typing import Any
 import scanpy as sc
 from anndata import AnnData, concat, read_h5ad
 
-from diffvi._exceptions import InvalidInputError
+from diffvi._exceptions import InvalidInputError, listed
 
 BMMC_DOI = "doi:10.6084/m9.figshare.22716739.v1"
+PROTOCOLS = ("https://", "http://", "ftp://", "sftp://", "doi:")
 BMMC_SAMPLES = {"s1d1": "s1d1_filtered_feature_bc_matrix.h5", "s1d3": "s1d3_filtered_feature_bc_matrix.h5"}
 
 
@@ -41,7 +42,8 @@ def fetch(url: str, known_hash: str, path: str | Path | None = None) -> Path:
     ImportError
         If pooch is not installed.
     InvalidInputError
-        If ``known_hash`` is empty, or the file that came does not match it.
+        If ``url`` is no address that can be downloaded from, ``known_hash`` is no checksum, or the file that came does not
+        match it.
 
     Examples
     --------
@@ -56,11 +58,17 @@ def fetch(url: str, known_hash: str, path: str | Path | None = None) -> Path:
     >>> path = diffvi.datasets.fetch("https://example.org/cells.h5ad", "sha256:5b1f...")  # doctest: +SKIP
     """
     pooch = _pooch()
-    if not known_hash:
-        raise InvalidInputError("`known_hash` must be the file's checksum, such as 'sha256:...'; got nothing.")
+    algorithm, _, digest = known_hash.rpartition(":") if isinstance(known_hash, str) else ("", "", "")
+    if not digest or algorithm not in ("", *pooch.hashes.ALGORITHMS_AVAILABLE):
+        got = repr(known_hash) if known_hash else "nothing"
+        raise InvalidInputError(f"`known_hash` must be the file's checksum, such as 'sha256:...'; got {got}.")
+    if not isinstance(url, str) or not url.lower().startswith(PROTOCOLS):
+        raise InvalidInputError(f"`url` must begin with one of {listed(PROTOCOLS)}; got {url!r}.")
     try:
         return Path(pooch.retrieve(url, known_hash, path=path or pooch.os_cache("diffvi")))
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
+        if "does not match the known hash" not in str(error):
+            raise InvalidInputError(f"`url`: {url!r} is no address of a file ({error}).") from error
         raise InvalidInputError(f"`known_hash`: the file from {url} is not the one expected ({error}).") from error
 
 

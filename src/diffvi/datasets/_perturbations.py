@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_random
+from diffvi._exceptions import InvalidInputError, finite_number, one_of, positive_int, seed_or_random
 
-from ._counts import negative_binomial
+from ._counts import check_count_model, finite_numbers, negative_binomial
 
 INTERACTIONS = {"additive": 1.0, "sub-additive": 0.6, "epistatic": 1.0}
 HALF_DOSE = 1.0
@@ -66,7 +66,9 @@ def simulate_perturbations(
     ------
     InvalidInputError
         If ``interaction`` is not known, there are more than 26 perturbations, a number of cells, genes, perturbations or
-        types is not a whole number of at least 1, or the seed is not one of 0 to 2**63 - 1.
+        types is not a whole number of at least 1, ``responders`` is not a number from 0 to 1, ``strength`` or a dose is
+        negative or not finite, ``doses`` is empty, ``mean_library`` or ``dispersion`` is not positive, or the seed is not one
+        of 0 to 2**63 - 1.
 
     Examples
     --------
@@ -87,6 +89,10 @@ def simulate_perturbations(
     one_of("interaction", interaction, INTERACTIONS)
     if positive_int("n_perturbations", n_perturbations) > 26:
         raise InvalidInputError(f"`n_perturbations` must be at most 26; got {n_perturbations}.")
+    responders = finite_number("responders", responders, at_least=0, at_most=1)
+    strength = finite_number("strength", strength, at_least=0)
+    levels = None if doses is None else finite_numbers("doses", doses, at_least=0)
+    check_count_model(mean_library, dispersion)
     rng = np.random.default_rng(seed_or_random(seed))
     n_programs = 4
     singles = [chr(ord("A") + i) for i in range(n_perturbations)]
@@ -103,11 +109,7 @@ def simulate_perturbations(
     loadings, base = rng.normal(scale=0.6, size=(n_programs, n_vars)), rng.normal(scale=0.8, size=n_vars)
     names = np.where(rng.random(n_obs) < 0.2, "control", rng.choice([*singles, *pairs], n_obs))
     responds = (names != "control") & (rng.random(n_obs) < responders)
-    dose = (
-        np.ones(n_obs)
-        if doses is None
-        else np.where(names == "control", 0.0, rng.choice(np.asarray(doses, float), n_obs))
-    )
+    dose = np.ones(n_obs) if levels is None else np.where(names == "control", 0.0, rng.choice(levels, n_obs))
     amount = np.where(responds, 2 * dose / (dose + HALF_DOSE), 0.0)
 
     def share(of: np.ndarray) -> np.ndarray:
@@ -135,7 +137,7 @@ def simulate_perturbations(
     control = np.log(middle * share(state).mean(0) + 0.05)
     truth = {}
     for name, shift in shifts.items():
-        for d in [1.0] if doses is None else np.unique([*np.asarray(doses, float), *TRUE_DOSES]):
+        for d in [1.0] if levels is None else np.unique([*levels, *TRUE_DOSES]):
             after = responders * share(state + 2 * d / (d + HALF_DOSE) * shift) + (1 - responders) * share(state)
             truth[name if doses is None else f"{name} at {d:g}"] = np.log(middle * after.mean(0) + 0.05) - control
     adata.uns["log_ratio"] = pd.DataFrame(truth, index=genes)

@@ -6,7 +6,7 @@ from anndata import AnnData
 
 from diffvi._exceptions import positive_int, seed_or_random
 
-from ._counts import negative_binomial
+from ._counts import check_count_model, negative_binomial
 
 
 def simulate_cells(
@@ -48,8 +48,8 @@ def simulate_cells(
     Raises
     ------
     InvalidInputError
-        If a number of cells, genes, types or batches is not a whole number of at least 1, or the seed is not one of 0 to
-        2**63 - 1.
+        If a number of cells, genes, types, batches or programs is not a whole number of at least 1, ``mean_library`` or
+        ``dispersion`` is not positive, or the seed is not one of 0 to 2**63 - 1.
 
     Examples
     --------
@@ -67,6 +67,8 @@ def simulate_cells(
     """
     n_obs, n_vars = positive_int("n_obs", n_obs), positive_int("n_vars", n_vars)
     n_types, n_batches = positive_int("n_types", n_types), positive_int("n_batches", n_batches)
+    n_programs = positive_int("n_programs", n_programs)
+    check_count_model(mean_library, dispersion)
     rng = np.random.default_rng(seed_or_random(seed))
     kinds, batches = rng.integers(n_types, size=n_obs), rng.integers(n_batches, size=n_obs)
     centres = rng.normal(scale=1.2, size=(n_types, n_programs))

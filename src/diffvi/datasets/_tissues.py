@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from diffvi._exceptions import InvalidInputError, positive_int, seed_or_random
+from diffvi._exceptions import InvalidInputError, finite_number, positive_int, seed_or_random
 
-from ._counts import negative_binomial
+from ._counts import check_count_model, negative_binomial
 
 N_WAVES = 300
 N_FIELDS = 3
@@ -56,8 +56,9 @@ def simulate_tissue(
     Raises
     ------
     InvalidInputError
-        If ``n_dims`` is neither 2 nor 3, a number of cells, genes or sections is not a whole number of at least 1, or the
-        seed is not one of 0 to 2**63 - 1.
+        If ``n_dims`` is neither 2 nor 3, a number of cells, genes or sections is not a whole number of at least 1,
+        ``length_scale``, ``mean_library`` or ``dispersion`` is not positive, ``noise`` is negative, or the seed is not one
+        of 0 to 2**63 - 1.
 
     Examples
     --------
@@ -76,6 +77,9 @@ def simulate_tissue(
     n_sections = positive_int("n_sections", n_sections)
     if n_dims not in (2, 3):
         raise InvalidInputError(f"`n_dims` must be 2 or 3; got {n_dims!r}.")
+    finite_number("length_scale", length_scale, above=0)
+    finite_number("noise", noise, at_least=0)
+    check_count_model(mean_library, dispersion)
     rng = np.random.default_rng(seed_or_random(seed))
     side = int(np.ceil(np.sqrt(n_obs)))
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from diffvi._exceptions import InvalidInputError, positive_int, seed_or_random
+from diffvi._exceptions import InvalidInputError, finite_number, positive_int, seed_or_random
 
-from ._counts import negative_binomial
+from ._counts import check_count_model, finite_numbers, negative_binomial
 
 BRANCHING = 1.5
 """Time around which cells choose."""
@@ -63,8 +63,9 @@ def simulate_trajectory(
     Raises
     ------
     InvalidInputError
-        If the times do not ascend, a number of cells or genes is not a whole number of at least 1, or the seed is not
-        one of 0 to 2**63 - 1.
+        If the times are not finite numbers that ascend, a number of cells or genes is not a whole number of at least 1,
+        ``growth`` or ``reversion`` is not finite, ``mean_library`` or ``dispersion`` is not positive, or the seed is not one
+        of 0 to 2**63 - 1.
 
     Examples
     --------
@@ -77,9 +78,12 @@ def simulate_trajectory(
     (100, 0, True)
     """
     n_obs, n_vars = positive_int("n_obs", n_obs), positive_int("n_vars", n_vars)
-    clock = np.asarray(times, dtype=float)
-    if clock.ndim != 1 or len(clock) < 1 or (np.diff(clock) <= 0).any():
+    clock = finite_numbers("times", times)
+    if (np.diff(clock) <= 0).any():
         raise InvalidInputError(f"`times` must ascend; got {list(times)}.")
+    finite_number("growth", growth)
+    finite_number("reversion", reversion)
+    check_count_model(mean_library, dispersion)
     rng = np.random.default_rng(seed_or_random(seed))
     states = []
     for time in clock:

@@ -14,6 +14,9 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from diffvi._exceptions import InvalidInputError, one_of, positive_int
+
+from ._checks import check_length, check_matrices
 from ._counts import Matrix, dense, log_normalise
 
 
@@ -53,8 +56,8 @@ def classifier_two_sample(
 
     Raises
     ------
-    ValueError
-        If both sets have fewer than five cells.
+    InvalidInputError
+        If both sets have fewer than five cells or one has none, genes differ, or an argument is not allowed.
 
     Examples
     --------
@@ -82,6 +85,15 @@ def classifier_scores(
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Origin (1 for generated) and out-of-fold probability of being generated, real cells first."""
+    one_of("space", space, ("genes", "pca", "features"))
+    one_of("classifier", classifier, ("forest", "logistic"))
+    positive_int("n_components", n_components)
+    positive_int("n_estimators", n_estimators)
+    check_matrices(real=real, generated=generated)
+    if max(real.shape[0], generated.shape[0]) < 5:
+        raise InvalidInputError(
+            f"`real` and `generated` have {real.shape[0]} and {generated.shape[0]} cells; one of them needs at least 5."
+        )
     prepare: Callable[..., np.ndarray] = dense if space == "features" else log_normalise
     x = np.concatenate([prepare(real), prepare(generated)])
     y = np.repeat([0, 1], [real.shape[0], generated.shape[0]])
@@ -113,6 +125,11 @@ def label_agreement(train: Matrix, train_labels: np.ndarray, cells: Matrix, labe
     -------
     The share; NaN where there is but one label to learn.
 
+    Raises
+    ------
+    InvalidInputError
+        If genes differ, a set is empty, or labels are not one for each cell.
+
     Examples
     --------
     >>> import diffvi
@@ -130,6 +147,9 @@ def label_agreement(train: Matrix, train_labels: np.ndarray, cells: Matrix, labe
 
 def label_hits(train: Matrix, train_labels: np.ndarray, cells: Matrix, labels: np.ndarray) -> np.ndarray:
     """For each cell, 1 where the classifier finds its label, else 0; NaN where there is but one label to learn."""
+    check_matrices(train=train, cells=cells)
+    check_length("cells of `train`", train.shape[0], train_labels=train_labels)
+    check_length("cells of `cells`", cells.shape[0], labels=labels)
     if len(np.unique(train_labels)) < 2:
         return np.full(len(labels), np.nan)
     model = LogisticRegression(C=0.1, max_iter=300).fit(log_normalise(train), train_labels)
@@ -157,6 +177,11 @@ def silhouette(cells: np.ndarray, labels: np.ndarray, max_cells: int = 5000, see
     -------
     The mean width; NaN with a single label, or with a label of its own for every cell.
 
+    Raises
+    ------
+    InvalidInputError
+        If labels are not one for each cell, or ``max_cells`` is not a whole number of at least 1.
+
     Examples
     --------
     One blob that is cut in two, and the same with its halves moved apart:
@@ -169,6 +194,8 @@ def silhouette(cells: np.ndarray, labels: np.ndarray, max_cells: int = 5000, see
     >>> round(diffvi.metrics.silhouette(points, half), 1), round(diffvi.metrics.silhouette(apart, half), 1)
     (0.2, 0.9)
     """
+    positive_int("max_cells", max_cells)
+    check_length("cells of `cells`", len(cells), labels=labels)
     n_labels = len(np.unique(labels))
     if not 1 < n_labels < len(labels):
         return float("nan")

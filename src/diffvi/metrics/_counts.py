@@ -8,6 +8,10 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse, stats
 
+from diffvi._exceptions import positive_int
+
+from ._checks import check_length, check_matrices, check_rows
+
 Matrix = Any
 """Cells by genes: a numpy array or a scipy sparse matrix."""
 
@@ -83,6 +87,11 @@ def library_size_ks(real: Matrix, generated: Matrix) -> float:
     -------
     The largest difference between the two cumulative distributions of the cells' total counts.
 
+    Raises
+    ------
+    InvalidInputError
+        If a set is empty.
+
     Examples
     --------
     >>> import diffvi
@@ -92,6 +101,7 @@ def library_size_ks(real: Matrix, generated: Matrix) -> float:
     >>> round(distance(real, other), 1), round(distance(real, 2 * other), 1)
     (0.1, 0.6)
     """
+    check_rows(1, real=real, generated=generated)
     return float(stats.ks_2samp(dense(real).sum(1), dense(generated).sum(1)).statistic)
 
 
@@ -107,6 +117,11 @@ def zero_fraction_difference(real: Matrix, generated: Matrix) -> float:
     -------
     The mean difference; it falls with the number of cells, even for two halves of the same data.
 
+    Raises
+    ------
+    InvalidInputError
+        If genes differ, or a set is empty.
+
     Examples
     --------
     Means in the place of counts have no zeros:
@@ -120,6 +135,7 @@ def zero_fraction_difference(real: Matrix, generated: Matrix) -> float:
     >>> round(difference(real, other), 2), round(difference(real, means), 2)
     (0.05, 0.22)
     """
+    check_matrices(real=real, generated=generated)
     return float(np.abs((dense(real) == 0).mean(0) - (dense(generated) == 0).mean(0)).mean())
 
 
@@ -137,6 +153,11 @@ def mean_variance_distance(real: Matrix, generated: Matrix) -> float:
     -------
     The median, in decades: 0.3 is a factor of two. NaN where no gene varies in the real cells.
 
+    Raises
+    ------
+    InvalidInputError
+        If genes differ, or a set is empty.
+
     Examples
     --------
     Counts that are twice as large vary four times as much, which is 0.6 decades:
@@ -146,6 +167,7 @@ def mean_variance_distance(real: Matrix, generated: Matrix) -> float:
     >>> round(diffvi.metrics.mean_variance_distance(counts, 2 * counts), 2)
     0.6
     """
+    check_matrices(real=real, generated=generated)
     x, y = dense(real), dense(generated)
     kept = (x.mean(0) >= 0.1) & (x.var(0) > 0)
     if not kept.any():
@@ -167,6 +189,11 @@ def gene_wasserstein(real: Matrix, generated: Matrix) -> float:
     -------
     The mean distance, in units of log-normalised expression. It is not 0 between two halves of the same data.
 
+    Raises
+    ------
+    InvalidInputError
+        If genes differ, or a set is empty.
+
     Examples
     --------
     Cells that are all alike have the right means, but not the right distributions:
@@ -180,6 +207,7 @@ def gene_wasserstein(real: Matrix, generated: Matrix) -> float:
     >>> round(distance(real, other), 1), round(distance(real, means), 1)
     (0.3, 2.0)
     """
+    check_matrices(real=real, generated=generated)
     x, y = log_normalise(real), log_normalise(generated)
     return float(np.mean([stats.wasserstein_distance(a, b) for a, b in zip(x.T, y.T, strict=True)]))
 
@@ -199,7 +227,13 @@ def correlation_agreement(real: Matrix, generated: Matrix, n_genes: int = 200) -
 
     Returns
     -------
-    The correlation over pairs of genes; 0 where all correlations of one set are equal, as for constant cells.
+    The correlation over pairs of genes; 0 where all correlations of one set are equal, as for constant cells, and NaN
+    with a single gene.
+
+    Raises
+    ------
+    InvalidInputError
+        If genes differ, a set is empty, or ``n_genes`` is not a whole number of at least 1.
 
     Examples
     --------
@@ -214,8 +248,11 @@ def correlation_agreement(real: Matrix, generated: Matrix, n_genes: int = 200) -
     >>> bool(agreement(real, other) > 0.9), bool(agreement(real, shuffled) < 0.3)
     (True, True)
     """
+    check_matrices(real=real, generated=generated)
     x, y = log_normalise(real), log_normalise(generated)
-    top = np.argsort(-x.mean(0))[:n_genes]
+    top = np.argsort(-x.mean(0))[: positive_int("n_genes", n_genes)]
+    if len(top) < 2:
+        return float("nan")
     pairs = np.triu_indices(len(top), 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         a, b = (np.nan_to_num(np.corrcoef(m[:, top].T)[pairs]) for m in (x, y))
@@ -244,6 +281,12 @@ def fold_change_agreement(
     -------
     Slope of the line through the origin, and correlation; NaN where no label can be compared with a rest.
 
+    Raises
+    ------
+    InvalidInputError
+        If genes differ, a set is empty, labels are not one for each cell, or ``n_genes`` is not a whole number of at
+        least 1.
+
     Examples
     --------
     Labels that are given to the cells at random have no differences:
@@ -259,6 +302,11 @@ def fold_change_agreement(
     1.0
     0.1
     """
+    check_matrices(real=real, generated=generated)
+    check_length("cells of `real`", real.shape[0], real_labels=real_labels)
+    check_length("cells of `generated`", generated.shape[0], generated_labels=generated_labels)
+    n_genes = positive_int("n_genes", n_genes)
+    real_labels, generated_labels = np.asarray(real_labels), np.asarray(generated_labels)
     x, y = log_normalise(real), log_normalise(generated)
     a: list[np.ndarray] = []
     b: list[np.ndarray] = []

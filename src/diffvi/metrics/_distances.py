@@ -9,6 +9,10 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
+from diffvi._exceptions import finite_number, positive_int
+
+from ._checks import check_matrices
+
 
 def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     r"""Energy distance :math:`2E|X-Y| - E|X-X'| - E|Y-Y'|`, unbiased; 0 is best (Székely and Rizzo 2013).
@@ -23,6 +27,11 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     The distance, in the unit of the points. Unbiased means that it is 0 on average, and as often below as above,
     where the two samples come from the same distribution.
 
+    Raises
+    ------
+    InvalidInputError
+        If a sample is empty, or the two differ in dimensions.
+
     Examples
     --------
     Two samples of one population are near 0, a shifted one is not:
@@ -33,6 +42,7 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     >>> round(diffvi.metrics.energy_distance(x, y), 2), round(diffvi.metrics.energy_distance(x, y + 1), 2)
     (0.01, 1.03)
     """
+    check_matrices(x=x, y=y)
     n, m = len(x), len(y)
     return float(2 * cdist(x, y).mean() - cdist(x, x).sum() / (n * (n - 1)) - cdist(y, y).sum() / (m * (m - 1)))
 
@@ -53,6 +63,11 @@ def mmd(x: np.ndarray, y: np.ndarray) -> float:
     The sum over the three kernels, at most 6. As it is unbiased, it is 0 on average, and as often below as above,
     where the two samples come from the same distribution. NaN where more than half of the distances in ``x`` are 0.
 
+    Raises
+    ------
+    InvalidInputError
+        If a sample is empty, or the two differ in dimensions.
+
     Examples
     --------
     >>> import diffvi
@@ -61,6 +76,7 @@ def mmd(x: np.ndarray, y: np.ndarray) -> float:
     >>> round(diffvi.metrics.mmd(x, y), 2), round(diffvi.metrics.mmd(x, y + 1), 2)
     (0.0, 0.52)
     """
+    check_matrices(x=x, y=y)
     xx, yy, xy = cdist(x, x, "sqeuclidean"), cdist(y, y, "sqeuclidean"), cdist(x, y, "sqeuclidean")
     median = np.median(xx[np.triu_indices(len(x), 1)])
     total = 0.0
@@ -94,6 +110,11 @@ def wasserstein(x: np.ndarray, y: np.ndarray, p: int = 2, max_points: int = 2000
     -------
     The distance, in the unit of the points.
 
+    Raises
+    ------
+    InvalidInputError
+        If a sample is empty, the two differ in dimensions, or ``p`` or ``max_points`` is not positive.
+
     Examples
     --------
     >>> import diffvi
@@ -107,6 +128,9 @@ def wasserstein(x: np.ndarray, y: np.ndarray, p: int = 2, max_points: int = 2000
     >>> round(diffvi.metrics.wasserstein(x, y), 2), round(diffvi.metrics.wasserstein(x, y + 1), 2)
     (0.65, 1.82)
     """
+    check_matrices(x=x, y=y)
+    finite_number("p", p, above=0)
+    positive_int("max_points", max_points)
     rng = np.random.default_rng(seed)
     x, y = (points[rng.permutation(len(points))[:max_points]] for points in (x, y))
     if len(x) != len(y) and (ot := _pot()) is not None:
@@ -140,6 +164,11 @@ def sliced_wasserstein(x: np.ndarray, y: np.ndarray, p: int = 2, n_projections: 
     The distance, in the unit of the points. It is smaller than :func:`wasserstein`: a projection of a shift by ``s``
     onto a random direction is ``s / sqrt(d)`` long in the root mean square.
 
+    Raises
+    ------
+    InvalidInputError
+        If a sample is empty, the two differ in dimensions, or ``p`` or ``n_projections`` is not positive.
+
     Examples
     --------
     >>> import diffvi
@@ -148,6 +177,9 @@ def sliced_wasserstein(x: np.ndarray, y: np.ndarray, p: int = 2, n_projections: 
     >>> round(diffvi.metrics.sliced_wasserstein(x, y), 2), round(diffvi.metrics.sliced_wasserstein(x, y + 1), 2)
     (0.19, 1.01)
     """
+    check_matrices(x=x, y=y)
+    finite_number("p", p, above=0)
+    positive_int("n_projections", n_projections)
     directions = np.random.default_rng(seed).normal(size=(x.shape[1], n_projections))
     directions /= np.linalg.norm(directions, axis=0)
     # Both quantile functions on one grid, the midpoints of the larger sample.
@@ -191,11 +223,16 @@ def manifold_scores(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Mani
     real, generated
         Points, ``(n, d)`` and ``(m, d)``, such as cells in PCA space.
     k
-        Neighbour that sets the radius of a ball; at most the number of the other points of its set.
+        Neighbour that sets the radius of a ball; the number of the other points of a set where that is smaller.
 
     Returns
     -------
     :class:`Manifold` with the four scores, each at least 0, and at most 1 but for the density.
+
+    Raises
+    ------
+    InvalidInputError
+        If a set has fewer than two points, the two differ in dimensions, or ``k`` is not a whole number of at least 1.
 
     Examples
     --------
@@ -210,13 +247,15 @@ def manifold_scores(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Mani
     >>> bool(typical.precision > 0.9), bool(typical.recall > 0.9)
     (True, False)
     """
+    check_matrices(2, real=real, generated=generated)
+    positive_int("k", k)
     d = cdist(real, generated)
     real_radii, generated_radii = _radii(real, k), _radii(generated, k)
     inside = d <= real_radii[:, None]
     return Manifold(
         precision=float(inside.any(0).mean()),
         recall=float((d <= generated_radii[None]).any(1).mean()),
-        density=float(inside.sum(0).mean() / k),
+        density=float(inside.sum(0).mean() / min(k, len(real) - 1)),
         coverage=float(inside.any(1).mean()),
     )
 
@@ -235,7 +274,13 @@ def nearest_neighbour_test(real: np.ndarray, generated: np.ndarray) -> tuple[flo
 
     Returns
     -------
-    Accuracy among the real cells and among the generated ones, each in [0, 1].
+    Accuracy among the real cells and among the generated ones, each in [0, 1]; NaN where all points are the same, as
+    none is nearest then.
+
+    Raises
+    ------
+    InvalidInputError
+        If a set is empty, or the two differ in dimensions.
 
     Examples
     --------
@@ -247,9 +292,12 @@ def nearest_neighbour_test(real: np.ndarray, generated: np.ndarray) -> tuple[flo
     >>> [round(accuracy, 1) for accuracy in diffvi.metrics.nearest_neighbour_test(x, y / 2)]
     [0.0, 1.0]
     """
+    check_matrices(real=real, generated=generated)
     n = min(len(real), len(generated))
     rng = np.random.default_rng(0)
     points = np.concatenate([a[rng.permutation(len(a))[:n]] for a in (real, generated)])
+    if not np.ptp(points, axis=0).any():
+        return float("nan"), float("nan")
     # A copy of a cell is at distance zero too, so the cell itself is told by its row.
     rows = NearestNeighbors(n_neighbors=2).fit(points).kneighbors(points)[1]
     nearest = np.where(rows[:, 0] == np.arange(2 * n), rows[:, 1], rows[:, 0])
@@ -269,7 +317,13 @@ def memorisation_ratio(train: np.ndarray, held_out: np.ndarray, generated: np.nd
 
     Returns
     -------
-    The ratio, at least 0.
+    The ratio, at least 0; NaN where the held-out cells are copies of training cells themselves, so that there is nothing
+    to compare with.
+
+    Raises
+    ------
+    InvalidInputError
+        If a set is empty, or the sets differ in dimensions.
 
     Examples
     --------
@@ -280,9 +334,11 @@ def memorisation_ratio(train: np.ndarray, held_out: np.ndarray, generated: np.nd
     >>> [round(diffvi.metrics.memorisation_ratio(train, held_out, cells), 1) for cells in (new, copies)]
     [1.1, 0.0]
     """
+    check_matrices(train=train, held_out=held_out, generated=generated)
     nearest = NearestNeighbors(n_neighbors=1).fit(train)
     a, b = (np.median(nearest.kneighbors(points)[0]) for points in (generated, held_out))
-    return float(a / max(b, 1e-12))
+    # In many dimensions the distance of a copy is 0 only up to rounding.
+    return float(a / b) if b > 1e-6 * np.linalg.norm(np.std(train, axis=0)) else float("nan")
 
 
 def _radii(points: np.ndarray, k: int) -> np.ndarray:

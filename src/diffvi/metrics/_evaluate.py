@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,8 +9,9 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
-from diffvi._exceptions import InvalidInputError
+from diffvi._exceptions import InvalidInputError, positive_int, whole_number
 
+from ._checks import check_column, check_genes, check_rows
 from ._classifiers import classifier_scores, label_agreement, label_hits, silhouette
 from ._counts import (
     correlation_agreement,
@@ -100,7 +102,7 @@ def evaluate_generation(
         Random halves of the cells for the 95 % intervals; 0 for none. They are for the cells at hand and do not
         cover what another training run would change. Classifiers are not trained again for them.
     max_cells
-        Larger sets are cut to this many cells at random: many scores need all pairwise distances.
+        Larger sets are cut to this many cells at random, at least 10: many scores need all pairwise distances.
     floor
         Score the floor too, which takes as long again; missing where ``train`` has no 10 cells of the labels.
     seed
@@ -113,7 +115,8 @@ def evaluate_generation(
     Raises
     ------
     InvalidInputError
-        If genes differ, a set has fewer than 10 cells, or a column is missing.
+        If genes differ, a set has fewer than 10 cells, a column is missing, a number is too small, or as
+        :func:`gene_set_agreement`.
 
     Examples
     --------
@@ -126,18 +129,18 @@ def evaluate_generation(
     >>> bool(table.loc["recall", "value"] > 0.5)
     True
     """
-    for name, cells in (("generated", generated), ("train", train)):
-        if not real.var_names.equals(cells.var_names):
-            raise InvalidInputError(f"`{name}` must have the genes of `real` in the same order.")
-    for name, cells in (("real", real), ("generated", generated), ("train", train)):
-        if cells.n_obs < 10:
-            raise InvalidInputError(f"`{name}` has {cells.n_obs} cells; at least 10 are needed.")
-        if labels_key is not None and labels_key not in cells.obs:
-            raise InvalidInputError(f"`labels_key`: {name}.obs has no column {labels_key!r}.")
+    check_genes(real, generated=generated, train=train)
+    check_rows(10, real=real, generated=generated, train=train)
+    check_column("labels_key", labels_key, real=real, generated=generated, train=train)
+    whole_number("max_cells", max_cells, 10)
+    whole_number("n_resamples", n_resamples, 0)
+    positive_int("n_estimators", n_estimators)
     rng = np.random.default_rng(seed)
     # `uns` may tell of a past in which `X` was something else; here it holds raw counts.
     real, generated, train = (AnnData(c.X, obs=c.obs, var=c.var[[]]) for c in (real, generated, train))
     real, generated = (cells[np.sort(rng.permutation(cells.n_obs)[:max_cells])] for cells in (real, generated))
+    if gene_sets:
+        gene_set_agreement(real, generated, gene_sets)  # raises before the classifiers are trained
     pair = _Pair(real, generated, train, labels_key, gene_sets, n_estimators, seed)
     table = half_sample_intervals(pair, real.n_obs, generated.n_obs, n_resamples, seed)
     table["floor"] = np.nan
@@ -218,8 +221,10 @@ class _Pair:
             "correlation_agreement": correlation_agreement(real, cells),
         }
         if self.gene_sets:
-            activity = gene_set_agreement(self.real[r], self.cells[g], self.gene_sets)
-            scores["gene_set_distance"] = float(activity["distance"].mean())
+            # In a half, or for the floor, a small panel may have no control genes though the whole sets have some.
+            with contextlib.suppress(InvalidInputError):
+                activity = gene_set_agreement(self.real[r], self.cells[g], self.gene_sets)
+                scores["gene_set_distance"] = float(activity["distance"].mean())
         if self.labels_key is not None:
             slope, correlation = fold_change_agreement(real, self.labels[0][r], cells, self.labels[1][g])
             scores |= {

@@ -9,8 +9,9 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
-from diffvi._exceptions import InvalidInputError
+from diffvi._exceptions import InvalidInputError, positive_int
 
+from ._checks import check_column, check_genes, check_length, check_matrices, check_rows, check_shape, check_together
 from ._counts import dense, expression
 from ._distances import energy_distance, mmd, wasserstein
 from ._perturbation import (
@@ -82,7 +83,8 @@ def evaluate_perturbation(
     Raises
     ------
     InvalidInputError
-        If genes differ, a column is missing, or a perturbation has no predicted or fewer than 4 real cells.
+        If genes differ, a column is missing, ``control`` has fewer than 2 cells or ``source`` none, or a perturbation has
+        no predicted or fewer than 4 real cells.
 
     Examples
     --------
@@ -96,12 +98,12 @@ def evaluate_perturbation(
     >>> table[table["score"] == "pearson_delta"].round(2)[["perturbation", "value", "floor"]].to_numpy().tolist()
     [['A', 0.98, 0.97], ['A+B', 1.0, 0.99], ['B', 0.98, 0.95]]
     """
-    for name, cells in (("predicted", predicted), ("control", control), ("source", source)):
-        if cells is not None and not real.var_names.equals(cells.var_names):
-            raise InvalidInputError(f"`{name}` must have the genes of `real` in the same order.")
-    for name, cells in (("real", real), ("predicted", predicted)):
-        if perturbation_key not in cells.obs:
-            raise InvalidInputError(f"`perturbation_key`: {name}.obs has no column {perturbation_key!r}.")
+    check_genes(real, predicted=predicted, control=control, source=source)
+    check_column("perturbation_key", perturbation_key, real=real, predicted=predicted)
+    check_rows(1, real=real, predicted=predicted, source=source)
+    check_rows(2, control=control)
+    if reference is not None:
+        check_length("genes of `real`", real.n_vars, reference=reference)
     x, y, c = (expression(cells) for cells in (real, predicted, control))
     real_names, predicted_names = (a.obs[perturbation_key].to_numpy(str) for a in (real, predicted))
     names = [str(name) for name in np.unique(real_names)]
@@ -190,7 +192,8 @@ def evaluate_translation(
     Raises
     ------
     InvalidInputError
-        If the shapes differ.
+        If the shapes differ, there are no cells, names are not one for each feature, or only one end of the interval is
+        given.
 
     Examples
     --------
@@ -207,11 +210,11 @@ def evaluate_translation(
     {'pearson': 0.9, 'spearman': 0.9, 'rmse': 0.5, 'interval_coverage': 0.7}
     """
     real, predicted = dense(real), dense(predicted)
-    if real.shape != predicted.shape:
-        raise InvalidInputError(
-            f"`predicted` has the shape {predicted.shape}; it must be that of `real`, {real.shape}."
-        )
+    check_matrices(real=real)
+    check_shape(real, predicted=predicted)
     names = [str(i) for i in range(real.shape[1])] if feature_names is None else list(feature_names)
+    check_length("features of `real`", real.shape[1], feature_names=names)
+    check_together(low=low, high=high)
     table = pd.DataFrame(
         {
             "pearson": feature_correlation(real, predicted),
@@ -221,6 +224,7 @@ def evaluate_translation(
         index=pd.Index(names, name="feature"),
     )
     if low is not None and high is not None:
+        check_shape(real, low=low, high=high)
         columns = zip(real.T, dense(low).T, dense(high).T, strict=True)
         table["interval_coverage"] = [interval_coverage(*column) for column in columns]
     return table
@@ -256,6 +260,12 @@ def evaluate_trajectory(
     One row a score, with the columns ``value``, ``low``, ``high``, ``floor`` and ``best``. The floor compares
     two random halves of the real cells; W1 and W2 fall with the number of cells, so it is somewhat too high.
 
+    Raises
+    ------
+    InvalidInputError
+        If there are fewer than two real cells or no predicted ones, their dimensions differ, labels of one side only or
+        not one for each cell, weights are no weights (see :func:`resample_weighted`), or ``n_resamples`` is negative.
+
     Examples
     --------
     Where growth is left out, the composition is not that of the real cells:
@@ -274,6 +284,11 @@ def evaluate_trajectory(
     [1.2, 0.2]
     [0.5, 0.0]
     """
+    check_matrices(real=real, predicted=predicted)
+    check_rows(2, real=real)
+    check_together(real_labels=real_labels, predicted_labels=predicted_labels)
+    check_length("cells of `real`", len(real), real_labels=real_labels)
+    check_length("cells of `predicted`", len(predicted), predicted_labels=predicted_labels)
     points = predicted if weights is None else resample_weighted(predicted, weights, seed)
 
     def scores(r: np.ndarray, p: np.ndarray, cells: np.ndarray = points) -> Scores:
@@ -328,7 +343,7 @@ def evaluate_space(
     Raises
     ------
     InvalidInputError
-        If the shapes differ.
+        If the shapes differ, there are fewer than two locations, or ``n_components`` is not a whole number of at least 1.
 
     Examples
     --------
@@ -346,10 +361,10 @@ def evaluate_space(
     >>> table.loc[["variance_ratio_mean", "variance_ratio_sample"], "value"].round(1).tolist()
     [0.3, 1.0]
     """
-    for name, values in (("mean", mean), ("sample", sample)):
-        if values.shape != real.shape:
-            raise InvalidInputError(f"`{name}` has the shape {values.shape}; it must be that of `real`, {real.shape}.")
-    pca = PCA(min(n_components, *real.shape), random_state=seed).fit(real)
+    check_matrices(2, real=real)
+    check_shape(real, mean=mean, sample=sample)
+    check_length("locations of `real`", len(real), coordinates=coordinates)
+    pca = PCA(min(positive_int("n_components", n_components), *real.shape), random_state=seed).fit(real)
     true_i = moran_i(real, coordinates)
     # A gene that is constant in the measurement has no autocorrelation to keep; one that only the prediction
     # holds constant has lost all of it.

@@ -10,6 +10,7 @@ from scipy import sparse, stats
 
 from diffvi._exceptions import InvalidInputError
 
+from ._checks import check_column, check_genes, check_rows
 from ._counts import expression
 
 
@@ -40,7 +41,8 @@ def gene_set_agreement(
     Raises
     ------
     InvalidInputError
-        If none of a set's genes is among those of the cells.
+        If genes differ, a set is empty, the column is missing, none of a set's genes is among those of the cells, or
+        these have too few genes to find control genes for it.
 
     Examples
     --------
@@ -56,6 +58,9 @@ def gene_set_agreement(
     >>> diffvi.metrics.gene_set_agreement(real, other, sets).round(1).to_dict("index")
     {'program': {'distance': 3.6, 'shift': -3.6}}
     """
+    check_genes(real, generated=generated)
+    check_rows(1, real=real, generated=generated)
+    check_column("labels_key", labels_key, real=real, generated=generated)
     x, y = expression(real), expression(generated)
     # One object for both, so that the control genes are the same.
     both = AnnData(sparse.csr_matrix(np.concatenate([x, y])), var=pd.DataFrame(index=real.var_names))
@@ -66,8 +71,7 @@ def gene_set_agreement(
             raise InvalidInputError(
                 f"`gene_sets`: none of the {len(genes)} genes of {name!r} is among the cells' genes."
             )
-        sc.tl.score_genes(both, known, score_name="activity", ctrl_size=min(50, both.n_vars), random_state=0)
-        activity = both.obs["activity"].to_numpy(float)
+        activity = _activity(both, name, known)
         a, b = activity[: len(x)], activity[len(x) :]
         unit = max(a.std(), 1e-12)
         rows[name] = {
@@ -83,3 +87,20 @@ def gene_set_agreement(
             ).dropna()
             rows[name]["label_correlation"] = means["real"].corr(means["generated"])
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("gene_set")
+
+
+def _activity(cells: AnnData, name: str, genes: list[str]) -> np.ndarray:
+    """Activity of a set in every cell; numpy's global generator, which scanpy seeds, is left as it was."""
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        sc.tl.score_genes(cells, genes, score_name="activity", ctrl_size=min(50, cells.n_vars), random_state=0)
+    except RuntimeError as error:
+        if "No control genes" not in str(error):
+            raise
+        raise InvalidInputError(
+            f"`gene_sets`: among the cells' {cells.n_vars} genes none is left as a control for the {len(genes)} of "
+            f"{name!r}; scanpy needs others of similar expression."
+        ) from error
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+    return cells.obs["activity"].to_numpy(float)

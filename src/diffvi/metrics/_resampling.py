@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from diffvi._exceptions import whole_number
+
 Scores = dict[str, float]
 
 
@@ -33,6 +35,11 @@ def half_sample_intervals(
     One row a score, with the columns ``value`` (of the whole sets), ``low`` and ``high``. The
     intervals are for the cells at hand; they do not cover what another training run would change.
 
+    Raises
+    ------
+    InvalidInputError
+        If ``n_resamples`` is not a whole number of at least 0.
+
     Examples
     --------
     Of a difference of two means over 200 values each, the theory's interval is 0.2 to either side:
@@ -46,6 +53,7 @@ def half_sample_intervals(
     >>> round(float(table.loc["difference", "high"] - table.loc["difference", "value"]), 1)
     0.2
     """
+    whole_number("n_resamples", n_resamples, 0)
     value = pd.Series(scores(np.arange(n_real), np.arange(n_generated)))
     if n_resamples < 2:
         return pd.DataFrame({"value": value, "low": np.nan, "high": np.nan})

@@ -7,6 +7,10 @@ from scipy import sparse
 from scipy.stats import spearmanr
 from sklearn.neighbors import NearestNeighbors
 
+from diffvi._exceptions import positive_int
+
+from ._checks import check_length, check_matrices, check_shape
+
 
 def moran_i(values: np.ndarray, coordinates: np.ndarray, k: int = 6) -> np.ndarray:
     r"""Moran's I of every gene (Moran 1950): about 0 without spatial structure, 1 for perfect clustering.
@@ -28,6 +32,11 @@ def moran_i(values: np.ndarray, coordinates: np.ndarray, k: int = 6) -> np.ndarr
     ``(n_genes,)``; NaN for a constant gene. Predictions are best at the value of the measured ones: every
     smoother inflates it.
 
+    Raises
+    ------
+    InvalidInputError
+        If there are fewer than two locations, not as many coordinates, or ``k`` is not a whole number of at least 1.
+
     Examples
     --------
     A gradient over a lattice, and noise:
@@ -40,9 +49,12 @@ def moran_i(values: np.ndarray, coordinates: np.ndarray, k: int = 6) -> np.ndarr
     >>> [bool(i > 0.8) for i in diffvi.metrics.moran_i(values, coordinates)]
     [True, False]
     """
+    check_matrices(2, values=values)
+    check_matrices(coordinates=coordinates)
     values = np.asarray(values, float)
     n = len(values)
-    k = min(k, n - 1)
+    check_length("locations of `values`", n, coordinates=coordinates)
+    k = min(positive_int("k", k), n - 1)
     graph: sparse.csr_matrix = NearestNeighbors(n_neighbors=k).fit(coordinates).kneighbors_graph()
     x = values - values.mean(0)
     total = (x**2).sum(0)
@@ -65,6 +77,11 @@ def spatial_gene_agreement(real: np.ndarray, predicted: np.ndarray, coordinates:
     -------
     1 is best; NaN with fewer than three genes that vary in both.
 
+    Raises
+    ------
+    InvalidInputError
+        If the shapes differ, or as :func:`moran_i`.
+
     Examples
     --------
     Genes with a gradient that is weak to strong, measured twice, and with the genes of the second in reverse:
@@ -79,6 +96,7 @@ def spatial_gene_agreement(real: np.ndarray, predicted: np.ndarray, coordinates:
     >>> bool(diffvi.metrics.spatial_gene_agreement(real, again[:, ::-1], coordinates) < -0.8)
     True
     """
+    check_shape(real, predicted=predicted)
     a, b = (moran_i(values, coordinates, k) for values in (real, predicted))
     kept = np.isfinite(a) & np.isfinite(b)
     return float(spearmanr(a[kept], b[kept]).statistic) if kept.sum() > 2 else float("nan")
@@ -96,6 +114,11 @@ def variance_ratio(real: np.ndarray, predicted: np.ndarray) -> float:
     -------
     The ratio, at least 0; NaN where no gene varies in ``real``.
 
+    Raises
+    ------
+    InvalidInputError
+        If the number of genes differs, or there are no locations.
+
     Examples
     --------
     The mean of two independent measurements has half of their variance:
@@ -106,6 +129,7 @@ def variance_ratio(real: np.ndarray, predicted: np.ndarray) -> float:
     >>> round(diffvi.metrics.variance_ratio(first, (first + second) / 2), 1)
     0.5
     """
+    check_matrices(real=real, predicted=predicted)
     real_variance = np.var(real, axis=0)
     kept = real_variance > 0
     return float(np.median(np.var(predicted, axis=0)[kept] / real_variance[kept]))

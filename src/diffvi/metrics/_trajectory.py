@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
+from ._checks import check_length, check_rows, check_shape, checked_weights
+
 
 def composition_distance(
     real_labels: np.ndarray, predicted_labels: np.ndarray, weights: np.ndarray | None = None
@@ -23,6 +25,11 @@ def composition_distance(
     -------
     Half of the sum of the absolute differences of the shares.
 
+    Raises
+    ------
+    InvalidInputError
+        If a population is empty, or weights are not one for each predicted cell, negative, not finite or all 0.
+
     Examples
     --------
     The same labels without and with growth:
@@ -34,7 +41,9 @@ def composition_distance(
     >>> diffvi.metrics.composition_distance(real, predicted, weights=[1, 1, 1, 3])
     0.0
     """
-    weights = np.ones(len(predicted_labels)) if weights is None else np.asarray(weights, float)
+    check_rows(1, real_labels=real_labels, predicted_labels=predicted_labels)
+    n = len(predicted_labels)
+    weights = np.ones(n) if weights is None else checked_weights(weights, n)
     real = pd.Series(1 / len(real_labels), index=np.asarray(real_labels, str)).groupby(level=0).sum()
     predicted = pd.Series(weights / weights.sum(), index=np.asarray(predicted_labels, str)).groupby(level=0).sum()
     return float(real.subtract(predicted, fill_value=0).abs().sum() / 2)
@@ -52,6 +61,11 @@ def fate_correlation(real: np.ndarray, predicted: np.ndarray) -> float:
     -------
     The correlation, in [-1, 1]; 0 where one side is constant.
 
+    Raises
+    ------
+    InvalidInputError
+        If the shapes differ, or there are no cells.
+
     Examples
     --------
     >>> import diffvi
@@ -63,6 +77,8 @@ def fate_correlation(real: np.ndarray, predicted: np.ndarray) -> float:
     >>> diffvi.metrics.fate_correlation(real, np.full((3, 2), 0.5))
     0.0
     """
+    check_rows(1, real=real)
+    check_shape(real, predicted=predicted)
     a, b = np.asarray(real, float).ravel(), np.asarray(predicted, float).ravel()
     return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(np.corrcoef(a, b)[0, 1])
 
@@ -81,6 +97,11 @@ def fate_auroc(fates: np.ndarray, predicted: pd.DataFrame) -> float:
     -------
     The mean over the columns that some cells, and not all, have taken; NaN where there is none.
 
+    Raises
+    ------
+    InvalidInputError
+        If fates are not one for each row of ``predicted``.
+
     Examples
     --------
     >>> import diffvi
@@ -90,6 +111,7 @@ def fate_auroc(fates: np.ndarray, predicted: pd.DataFrame) -> float:
     >>> diffvi.metrics.fate_auroc(["up", "up", "down", "down"], predicted)
     0.75
     """
+    check_length("cells of `predicted`", len(predicted), fates=fates)
     fates = np.asarray(fates, str)
     areas = [
         roc_auc_score(fates == fate, predicted[fate])
@@ -118,6 +140,11 @@ def resample_weighted(points: np.ndarray, weights: np.ndarray, seed: int = 0) ->
     -------
     Drawn points, of the shape of ``points`` and in their order.
 
+    Raises
+    ------
+    InvalidInputError
+        If weights are not one for each point, negative, not finite or all 0.
+
     Examples
     --------
     >>> import diffvi
@@ -125,6 +152,7 @@ def resample_weighted(points: np.ndarray, weights: np.ndarray, seed: int = 0) ->
     >>> diffvi.metrics.resample_weighted(np.array([10, 20, 30, 40]), [2, 1, 1, 0]).tolist()
     [10, 10, 20, 30]
     """
+    weights = checked_weights(weights, len(points))
     ends = np.cumsum(weights) / np.sum(weights)
     ticks = (np.arange(len(points)) + np.random.default_rng(seed).random()) / len(points)
     return points[np.minimum(np.searchsorted(ends, ticks), len(points) - 1)]

@@ -7,6 +7,9 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+from diffvi._exceptions import one_of, positive_int
+
+from ._checks import check_length, check_matrices, check_shape
 from ._counts import dense, log_normalise
 
 
@@ -26,6 +29,11 @@ def feature_correlation(
     -------
     ``(n_features,)``; 0 where the prediction is constant, NaN where the measurement is.
 
+    Raises
+    ------
+    InvalidInputError
+        If the shapes differ, there are no cells, or ``method`` is not known.
+
     Examples
     --------
     A prediction that is right but for the scale, and one that has it only in order:
@@ -39,6 +47,9 @@ def feature_correlation(
     >>> diffvi.metrics.feature_correlation(real, predicted, method="spearman").round(2).tolist()
     [1.0, 1.0]
     """
+    one_of("method", method, ("pearson", "spearman"))
+    check_matrices(real=real)
+    check_shape(real, predicted=predicted)
     real, predicted = np.asarray(real, float), np.asarray(predicted, float)
     if method == "spearman":
         real, predicted = stats.rankdata(real, axis=0), stats.rankdata(predicted, axis=0)
@@ -60,6 +71,11 @@ def feature_rmse(real: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     -------
     ``(n_features,)``, in the unit of the values.
 
+    Raises
+    ------
+    InvalidInputError
+        If the shapes differ, or there are no cells.
+
     Examples
     --------
     >>> import diffvi
@@ -68,6 +84,8 @@ def feature_rmse(real: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     >>> diffvi.metrics.feature_rmse(real, real + [0, 0.5]).round(2).tolist()
     [0.0, 0.5]
     """
+    check_matrices(real=real)
+    check_shape(real, predicted=predicted)
     return np.sqrt(((np.asarray(real, float) - predicted) ** 2).mean(0))
 
 
@@ -97,6 +115,12 @@ def cross_correlation_agreement(
     -------
     The correlation over pairs of a gene and a protein.
 
+    Raises
+    ------
+    InvalidInputError
+        If genes or proteins differ, RNA and proteins are not of the same number of cells, a set is empty, or ``n_genes``
+        is not a whole number of at least 1.
+
     Examples
     --------
     Proteins of other cells fit no gene, though each protein's distribution is right:
@@ -112,8 +136,12 @@ def cross_correlation_agreement(
     True
     False
     """
+    check_matrices(real_rna=real_rna, generated_rna=generated_rna)
+    check_matrices(real_protein=real_protein, generated_protein=generated_protein)
+    check_length("cells of `real_rna`", real_rna.shape[0], real_protein=real_protein)
+    check_length("cells of `generated_rna`", generated_rna.shape[0], generated_protein=generated_protein)
     x, y = log_normalise(real_rna), log_normalise(generated_rna)
-    top = np.argsort(-x.mean(0))[:n_genes]
+    top = np.argsort(-x.mean(0))[: positive_int("n_genes", n_genes)]
     blocks = []
     for rna, protein in ((x[:, top], real_protein), (y[:, top], generated_protein)):
         a, b = (_standardised(m) for m in (rna, np.log1p(dense(protein))))

@@ -28,7 +28,7 @@ def undistilled(cls: Any, reference: Any, trust: bool) -> Iterator[Any]:
             yield str(reference)
             return
         reference = cls.load(str(reference), adata=False, trust=trust)
-    prior = getattr(getattr(reference, "module", None), "prior", None)
+    prior: Any = getattr(getattr(reference, "module", None), "prior", None)
     few_steps = getattr(prior, "few_steps", None)
     if few_steps is None:
         yield reference

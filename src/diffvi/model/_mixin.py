@@ -227,7 +227,7 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, DistillationMix
         stats = self.summary_stats
         minified = ", minified" if self.minified_data_type is not None else ""  # type: ignore[attr-defined]
         return (
-            f"{self._model_summary_string}\n"
+            f"{self._model_summary_string}\n"  # type: ignore[attr-defined]
             f"Data: {stats.n_cells:,} cells, {stats.n_vars:,} genes{minified}.\n"
             f"Conditions of the prior: {conditions}.\n"
             f"Training: {stages}."

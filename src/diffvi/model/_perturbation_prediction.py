@@ -312,7 +312,7 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         if perturbation is None:
             return super().differential_expression(adata, *args, **kwargs)  # type: ignore[misc]
         self._require("diffusion")
-        adata = self._own_cells(adata)
+        adata = self._own_cells(adata)  # type: ignore[attr-defined]
         found = self._coder.treatments(adata, self.perturbation_key)
         treatment = self._resolve(perturbation, dose)
         other = () if reference is None else self._coder.parse(reference, 1.0 if dose is None else dose)

@@ -14,6 +14,8 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from diffvi._exceptions import InvalidInputError, one_of, positive_int
+from diffvi.metrics._checks import check_column, check_genes, check_rows
 from diffvi.metrics._counts import dense
 
 from ._style import GENERATED, PALETTE, REAL, axes, finish
@@ -49,6 +51,12 @@ def umap(
     -------
     The figure, or nothing where it has been shown.
 
+    Raises
+    ------
+    InvalidInputError
+        If genes differ, a set is empty, there are fewer than 4 cells or 2 genes in all, the column is missing, or
+        ``n_top_genes`` is not a whole number of at least 1.
+
     Examples
     --------
     >>> import diffvi
@@ -58,7 +66,12 @@ def umap(
     >>> [ax.get_title() for ax in figure.axes]
     ['real (50 cells)', 'generated (50 cells)']
     """
-    both = _concat(real, generated, color)
+    n_top_genes = positive_int("n_top_genes", n_top_genes)
+    both = _concat(real, generated, "color", color)
+    if both.n_vars < 2 or both.n_obs < 4:
+        raise InvalidInputError(
+            f"`real` and `generated` have {both.n_obs} cells and {both.n_vars} genes; an embedding needs at least 4 and 2."
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sc.pp.normalize_total(both, target_sum=1e4)
@@ -234,6 +247,12 @@ def marker_dotplot(
     -------
     The figure, or nothing where it has been shown.
 
+    Raises
+    ------
+    InvalidInputError
+        If genes differ, a set is empty, the column or a marker is missing, ``n_markers`` is not a whole number of at
+        least 1, or markers cannot be ranked since the real cells have fewer than two labels with two cells.
+
     Examples
     --------
     >>> import diffvi
@@ -243,7 +262,13 @@ def marker_dotplot(
     >>> [row.get_text() for row in figure.axes[0].get_yticklabels()][:2]
     ['type_0 | real', 'type_0 | generated']
     """
-    both = _concat(real, generated, groupby)
+    both = _concat(real, generated, "groupby", groupby)
+    if markers is None:
+        positive_int("n_markers", n_markers)
+    elif len(markers) == 0:
+        raise InvalidInputError("`markers` must be None or a list of one or more genes; got none.")
+    for marker in markers if markers is not None else ():
+        one_of("markers", marker, both.var_names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sc.pp.normalize_total(both, target_sum=1e4)
@@ -251,6 +276,11 @@ def marker_dotplot(
         if markers is None:
             only = both[both.obs["origin"] == "real"].copy()
             only = only[only.obs["group"].isin(only.obs["group"].value_counts().loc[lambda n: n > 1].index)].copy()
+            if only.obs["group"].nunique() < 2:
+                raise InvalidInputError(
+                    f"`groupby`: real.obs[{groupby!r}] has {only.obs['group'].nunique()} labels with two cells or more; "
+                    "at least 2 are needed to rank genes, or name them in `markers`."
+                )
             sc.tl.rank_genes_groups(only, "group", method="wilcoxon")
             ranked = pd.DataFrame(only.uns["rank_genes_groups"]["names"])
             markers = list(dict.fromkeys(ranked.head(n_markers).to_numpy().T.ravel()))
@@ -263,8 +293,11 @@ def marker_dotplot(
     return finish(plot.fig, show, save)
 
 
-def _concat(real: AnnData, generated: AnnData, group: str | None) -> AnnData:
-    """Counts of both sets with ``obs["origin"]`` and ``obs["group"]``."""
+def _concat(real: AnnData, generated: AnnData, argument: str, group: str | None) -> AnnData:
+    """Counts of both sets with ``obs["origin"]`` and ``obs["group"]``, the column that an argument names."""
+    check_genes(real, in_order=False, generated=generated)
+    check_rows(1, real=real, generated=generated)
+    check_column(argument, group, real=real, generated=generated)
     parts = {}
     for origin, cells in (("real", real), ("generated", generated)):
         values = cells.obs[group].astype(str).to_numpy() if group is not None else "cells"

@@ -9,6 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from diffvi._exceptions import InvalidInputError, listed, one_of, positive_int
+
 from ._style import GENERATED, PALETTE, REAL, axes, finish
 
 
@@ -36,6 +38,12 @@ def score_table(
     -------
     The figure, or nothing where it has been shown.
 
+    Raises
+    ------
+    InvalidInputError
+        If the table lacks a column or a score, none of the scores has a value, or ``n_columns`` is not a whole number of
+        at least 1.
+
     Examples
     --------
     >>> import diffvi
@@ -53,9 +61,15 @@ def score_table(
     >>> [ax.get_title().splitlines() for ax in figure.axes]
     [['w2', '(lower is better)'], ['label agreement', '(best at the floor)']]
     """
+    _check_columns(table, "method", "score", "value", "floor", "best")
+    positive_int("n_columns", n_columns)
+    for name in scores or ():
+        one_of("scores", name, table["score"].unique())
     costs = ("fit_seconds", "seconds_per_10000", "peak_memory_mb")
     names = [s for s in table["score"].unique() if s not in costs] if scores is None else list(scores)
     names = [n for n in names if table.loc[table["score"] == n, "value"].notna().any()]
+    if not names:
+        raise InvalidInputError("`table` must have a value for at least one score to draw; it has none.")
     methods = list(table["method"].unique())[::-1]
     n_rows = -(-len(names) // n_columns)
     height = n_rows * (0.9 + 0.24 * len(methods))
@@ -159,6 +173,11 @@ def nfe_quality(
     -------
     The figure, or nothing where it has been shown.
 
+    Raises
+    ------
+    InvalidInputError
+        If the table lacks a column.
+
     Examples
     --------
     >>> import diffvi
@@ -169,6 +188,7 @@ def nfe_quality(
     >>> [line.get_label() for line in figure.axes[0].lines]
     ['heun', 'ddim', 'real-vs-real floor']
     """
+    _check_columns(table, "sampler", "n_evaluations", score=score)
     fig, ax = axes(ax)
     for i, (name, rows) in enumerate(table.groupby("sampler", sort=False)):
         mean = rows.groupby("n_evaluations")[score].mean()
@@ -209,6 +229,11 @@ def guidance_diversity(
     -------
     The figure, or nothing where it has been shown.
 
+    Raises
+    ------
+    InvalidInputError
+        If the table lacks a column.
+
     Examples
     --------
     >>> import diffvi
@@ -220,6 +245,7 @@ def guidance_diversity(
     >>> figure.axes[0].get_xlabel(), [point.get_text() for point in figure.axes[0].texts]
     ('recall', ['1', '2', '4'])
     """
+    _check_columns(table, "guidance_scale", fidelity=fidelity, diversity=diversity)
     fig, ax = axes(ax)
     mean = table.groupby("guidance_scale")[[fidelity, diversity]].mean()
     ax.plot(mean[diversity], mean[fidelity], "o-", ms=5, c=PALETTE[0])
@@ -234,3 +260,12 @@ def guidance_diversity(
         title="Guidance scale: fidelity and diversity",
     )
     return finish(fig, show, save)
+
+
+def _check_columns(table: pd.DataFrame, *columns: str, **named: str) -> None:
+    """Raise unless the table has these columns and those that arguments name."""
+    for column in columns:
+        if column not in table:
+            raise InvalidInputError(f"`table` has no column {column!r}; it has {listed(table)}.")
+    for argument, column in named.items():
+        one_of(argument, column, table)

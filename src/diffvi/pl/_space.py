@@ -8,8 +8,9 @@ import numpy as np
 from anndata import AnnData
 from matplotlib.figure import Figure
 
-from diffvi._exceptions import InvalidInputError, listed
+from diffvi._exceptions import InvalidInputError, listed, one_of
 from diffvi.metrics import expression, log_normalise
+from diffvi.metrics._counts import dense
 
 from ._style import finish
 
@@ -59,7 +60,7 @@ def spatial(
     Raises
     ------
     InvalidInputError
-        If the gene, the coordinates, the section or the imputed layers are not there.
+        If the gene, the layer, the coordinates, the section or the imputed layers are not there.
 
     Examples
     --------
@@ -72,8 +73,11 @@ def spatial(
     >>> [ax.get_title() for ax in figure.axes[:3]]
     ['gene_3, measured', 'gene_3, mean', 'gene_3, sample']
     """
-    if gene not in adata.var_names:
-        raise InvalidInputError(f"`gene`: {gene!r} is not in adata.var_names, {listed(adata.var_names, 5)}.")
+    for name, cells in (("adata", adata), ("mean", mean), ("sample", sample)):
+        if cells is not None and gene not in cells.var_names:
+            raise InvalidInputError(f"`gene`: {gene!r} is not in {name}.var_names, {listed(cells.var_names, 5)}.")
+    if layer is not None:
+        one_of("layer", layer, adata.layers)
     j = adata.var_names.get_loc(gene)
     panels: list[tuple[str, Any, np.ndarray]] = [
         ("measured", adata, log_normalise(adata.X if layer is None else adata.layers[layer])[:, j])
@@ -83,7 +87,7 @@ def spatial(
             panels.append((name, cells, expression(cells)[:, cells.var_names.get_loc(gene)]))
         elif written in adata.layers:
             values = adata.layers[written]
-            panels.append((name, adata, np.asarray(values[:, j]) if name == "mean" else log_normalise(values)[:, j]))
+            panels.append((name, adata, (dense(values) if name == "mean" else log_normalise(values))[:, j]))
         else:
             raise InvalidInputError(
                 f"`{name}` is not given, and adata.layers has no {written!r}: call `impute_region` first."

@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from sklearn.neighbors import NearestNeighbors
 
-from diffvi._exceptions import InvalidInputError, one_of
+from diffvi._exceptions import InvalidInputError, listed, one_of, positive_int
 
 from ._style import PALETTE, axes, finish
 
@@ -63,7 +63,8 @@ def trajectories(
     Raises
     ------
     InvalidInputError
-        If ``adata`` lacks the embedding, the latent or a start cell.
+        If ``adata`` lacks the embedding, the latent, a column or a start cell, ``predicted`` is no predicted trajectory, or
+        ``max_paths`` or ``n_neighbors`` is not a whole number of at least 1.
 
     Examples
     --------
@@ -79,7 +80,21 @@ def trajectories(
     """
     for name, key in (("basis", basis), ("latent", latent)):
         one_of(name, key, list(adata.obsm))
+    if color is not None:
+        one_of("color", color, adata.obs)
+    one_of("time_key", time_key, adata.obs)
+    one_of("time_key", time_key, predicted.obs)
+    if "X_latent" not in predicted.obsm or not {"start_cell", "sample"} <= set(predicted.obs):
+        raise InvalidInputError(
+            "`predicted` must be a result of `predict_trajectory`, with obs['start_cell'], obs['sample'] and "
+            f"obsm['X_latent']; it has {listed([*predicted.obs, *predicted.obsm])}."
+        )
+    max_paths, n_neighbors = positive_int("max_paths", max_paths), positive_int("n_neighbors", n_neighbors)
     where, points = np.asarray(adata.obsm[basis])[:, :2], np.asarray(adata.obsm[latent])
+    if points.shape[1] != (width := predicted.obsm["X_latent"].shape[1]):
+        raise InvalidInputError(
+            f"`latent`: adata.obsm[{latent!r}] has {points.shape[1]} dimensions; the {width} of `predicted` are needed."
+        )
     starts = adata.obs_names.get_indexer(predicted.obs["start_cell"].astype(str))
     if (starts < 0).any():
         raise InvalidInputError("`predicted`: its start cells are not all in `adata`.")
@@ -139,7 +154,7 @@ def fate_probabilities(
     Raises
     ------
     InvalidInputError
-        If ``adata`` lacks the embedding, or its cells are not those of ``fates``.
+        If ``adata`` lacks the embedding, its cells are not those of ``fates``, or this holds no probabilities.
 
     Examples
     --------
@@ -154,6 +169,10 @@ def fate_probabilities(
     one_of("basis", basis, list(adata.obsm))
     if not adata.obs_names.equals(fates.index):
         raise InvalidInputError("`fates`: its rows are not the cells of `adata`.")
+    if "probability" not in fates:
+        raise InvalidInputError(
+            f"`fates` must be a result of `get_fate_probabilities`, with 'probability'; it has {listed(fates)}."
+        )
     probability = fates["probability"]
     where = np.asarray(adata.obsm[basis])[:, :2]
     n = probability.shape[1]
@@ -222,7 +241,7 @@ def population_over_time(
     Raises
     ------
     InvalidInputError
-        If a column is missing.
+        If a column is missing, or ``order`` names a label that does not exist.
 
     Examples
     --------
@@ -241,7 +260,10 @@ def population_over_time(
     shares = _shares(predicted, label, time_key)
     real = None if measured is None else _shares(measured, label, time_key)
     found = sorted(set(shares.columns) | set([] if real is None else real.columns))
-    names = found if order is None else [n for n in order if n in found]
+    # A category that no cell has may be in the order; a name that is none would be left out in silence.
+    tables = [cells.obs for cells in (predicted, measured) if cells is not None]
+    known = sorted({str(name) for obs in tables for name in pd.Categorical(obs[label]).categories})
+    names = found if order is None else [name for name in order if one_of("order", name, known) in found]
     fig, ax = axes(ax, (5.6, 3.6))
     for i, name in enumerate(names):
         colour = PALETTE[i % len(PALETTE)]
