@@ -36,4 +36,6 @@ def test_tutorial_runs(name: str, tmp_path: Path):
     book.cells.insert(parameters + 1, nbformat.v4.new_code_cell(source))
     # Threads beyond one only wait for each other while other tests run.
     book.cells.insert(0, nbformat.v4.new_code_cell("import torch\n\ntorch.set_num_threads(1)"))
-    nbclient.NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    nbclient.NotebookClient(
+        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()

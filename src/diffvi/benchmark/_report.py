@@ -73,7 +73,7 @@ def write_report(
             plt.close(content)
             entry["image"] = base64.b64encode(buffer.getvalue()).decode()
         elif isinstance(content, pd.DataFrame):
-            entry["table"] = content.to_html(border=0, na_rep="", float_format=lambda v: f"{v:.3f}")
+            entry["table"] = content.to_html(border=0, index_names=False, na_rep="", float_format=lambda v: f"{v:.3f}")
         else:
             entry["text"] = content
         rendered.append(entry)

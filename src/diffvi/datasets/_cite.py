@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -70,7 +72,9 @@ def simulate_cite(
         layers={"foreground": foreground.astype(np.int8)},
     )
     obs, rna.obs = rna.obs, pd.DataFrame(index=rna.obs_names)
-    mdata = MuData({"rna": rna, "protein": protein})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of what a coming version of mudata will do
+        mdata = MuData({"rna": rna, "protein": protein})
     for name in obs:
         mdata.obs[name] = obs[name]
     return mdata

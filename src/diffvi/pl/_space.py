@@ -93,8 +93,8 @@ def spatial(
                 f"`{name}` is not given, and adata.layers has no {written!r}: call `impute_region` first."
             )
     limit = max(float(np.quantile(panels[0][2], 0.99)), 1e-6)
-    fig, axs = plt.subplots(1, 3, figsize=(11.5, 3.6), layout="constrained", sharex=True, sharey=True)
-    for ax, (name, cells, values) in zip(axs, panels, strict=True):
+    shown = []
+    for name, cells, values in panels:
         if spatial_key not in cells.obsm:
             raise InvalidInputError(f"`spatial_key`: obsm has no {spatial_key!r}; it has {listed(cells.obsm)}.")
         kept = np.ones(cells.n_obs, dtype=bool)
@@ -104,12 +104,16 @@ def spatial(
             kept = cells.obs[section_key].astype(str).to_numpy() == str(section)
             if not kept.any():
                 raise InvalidInputError(f"`section`: no cell is in {section!r}.")
-        where = np.asarray(cells.obsm[spatial_key])[kept]
+        shown.append((name, np.asarray(cells.obsm[spatial_key])[kept, :2], values[kept]))
+    extent = np.ptp(np.concatenate([where for _, where, _ in shown]), axis=0)
+    # A panel as wide as the tissue, so that those of a narrow one stand side by side.
+    width = 3.3 * float(np.clip(extent[0] / max(extent[1], 1e-12), 0.45, 1.6))
+    fig, axs = plt.subplots(1, 3, figsize=(3 * width + 1.2, 3.6), layout="constrained", sharex=True, sharey=True)
+    for ax, (name, where, values) in zip(axs, shown, strict=True):
         dots = ax.scatter(
-            where[:, 0],
-            where[:, 1],
-            c=values[kept],
-            s=size or min(40.0, max(1.0, 12_000 / max(kept.sum(), 1))),
+            *where.T,
+            c=values,
+            s=size or min(40.0, max(1.0, 12_000 / max(len(where), 1))),
             cmap="viridis",
             vmin=0,
             vmax=limit,
