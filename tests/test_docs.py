@@ -13,7 +13,11 @@ import pytest
 import diffvi
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "user_guide").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "user_guide").glob("*.md")),
+]
 MODELS = [getattr(diffvi.model, name) for name in diffvi.model.__all__]
 
 

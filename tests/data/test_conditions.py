@@ -4,7 +4,7 @@ import pytest
 from anndata import AnnData
 
 from diffvi import InvalidInputError
-from diffvi.data import ConditionVocabulary, TrainingTable
+from diffvi.data import ConditionVocabulary, PerturbationCoder, TrainingTable
 from diffvi.datasets import simulate_cells
 from diffvi.model import LatentDiffusionSCVI
 
@@ -93,3 +93,23 @@ def test_numbered_batches_are_names_and_not_amounts():
     # The decoder is given the same numbers, so they have to be scvi's.
     scvi_codes = dict(zip(adata.obs["run"], adata.obs["_scvi_batch"], strict=True))
     assert codes[:, 0].tolist() == [scvi_codes[107], scvi_codes[101]]
+
+
+def test_new_categories_of_mixed_types_are_appended():
+    vocabulary = ConditionVocabulary({"run": {"categories": [1, 2]}})
+    query = AnnData(obs=pd.DataFrame({"run": pd.Series(["b", 5, "4", 3, 1], index=list("abcde"), dtype=object)}))
+    longer = vocabulary.extended(query)
+    assert longer.entries["run"]["categories"] == [1, 2, 3, 5, "4", "b"]
+    assert longer.encode_cells(query)[:, 0].tolist() == [5, 3, 4, 2, 0]
+
+
+@pytest.mark.parametrize("without", [None, "ctrl", " ctrl", "ctrl+ctrl", np.nan])
+def test_only_a_perturbation_needs_a_dose(without):
+    coder = PerturbationCoder(["x"], "ctrl", dose_key="dose", max_dose=10.0)
+    vocabulary = ConditionVocabulary({"drug": coder.to_dict()})
+    codes = vocabulary.encode({"drug": [without, "x"], "dose": [np.nan, 1]}, 2)
+    given = isinstance(without, str)
+    assert coder.decode(codes) == [() if given else None, (("x", 1.0),)]
+    for conditions in ({"drug": [without, "x"]}, {"drug": [without, " x"], "dose": [1, np.nan]}):
+        with pytest.raises(InvalidInputError, match=r"' ?x' needs a dose of at least 0"):
+            vocabulary.encode(conditions, 2)

@@ -8,7 +8,7 @@ from torch import tensor
 
 from diffvi import InvalidInputError
 from diffvi._random import CellStreams
-from diffvi.data import PerturbationCoder, transport_counts
+from diffvi.data import PerturbationCoder, sample_counts, transport_counts
 
 
 def cells(names, doses=None):
@@ -144,3 +144,62 @@ def test_transport_keeps_what_is_a_cells_own():
     counts = draw(before, 0)
     moved, _, _ = transport_counts(counts, before, after, CellStreams(0, np.arange(N)))
     assert np.corrcoef(moved.toarray().ravel(), counts.ravel())[0, 1] > 0.9
+
+
+# ---------------------------------------------------------------- other dispersions
+
+
+def negative_binomial(mean, theta, shape=(1000, 200)):
+    return NegativeBinomial(mu=tensor(mean).expand(shape), theta=tensor(theta).expand(shape))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((5.0, 2.0), (10.0, 0.5)), ((10.0, 0.5), (5.0, 2.0)), ((3.0, 1.0), (3.0, 20.0)), ((2.0, 1e-3), (3.0, 1.0))],
+)
+def test_transport_to_another_dispersion_is_exact_and_keeps_the_cells_order(first, second):
+    before, after = negative_binomial(*first), negative_binomial(*second)
+    counts = sample_counts(before, CellStreams(0, np.arange(1000)))
+    moved, mean, variance = transport_counts(counts, before, after, CellStreams(1, np.arange(1000)))
+    moved, (m, theta) = moved.toarray(), second
+    np.testing.assert_allclose(moved.mean(), m, rtol=0.02)
+    np.testing.assert_allclose(moved.var(), m + m**2 / theta, rtol=0.05)
+    np.testing.assert_allclose((moved == 0).mean(), (theta / (theta + m)) ** theta, rtol=0.02)
+    assert np.corrcoef(moved.ravel(), counts.toarray().ravel())[0, 1] > 0.1
+    np.testing.assert_allclose(mean.mean(), m, rtol=0.02)
+    np.testing.assert_allclose(variance.mean() + mean.var(), m + m**2 / theta, rtol=0.05)
+
+
+def test_a_zero_inflated_count_of_another_dispersion_follows_the_second_distribution():
+    before, after = make("zinb", 4.0, theta=1.5), make("zinb", 6.0, theta=0.5, inflation=0.3)
+    moved, mean, variance = transport_counts(draw(before, 0), before, after, CellStreams(0, np.arange(N)))
+    assert same_counts(moved.toarray().ravel(), draw(after, 1).ravel()) > 1e-3
+    np.testing.assert_allclose(moved.toarray().var(), variance.mean() + mean.var(), rtol=0.12)
+
+
+def test_counts_of_the_same_dispersion_and_other_cells_are_not_touched_by_those_of_another():
+    before = negative_binomial(5.0, 2.0, (20, 3))
+    counts = sample_counts(before, CellStreams(0, np.arange(20)))
+    plain, other = negative_binomial(8.0, 2.0, (20, 3)), negative_binomial(8.0, 2.0, (20, 3))
+    other.theta = other.theta.clone()
+    # As far apart as single precision has them, and further.
+    other.theta[:, 0] *= 1 + 2e-7
+    other.theta[10:, 1] = 0.7
+    one, two = (
+        transport_counts(counts, before, after, CellStreams(1, np.arange(20)))[0].toarray() for after in (plain, other)
+    )
+    np.testing.assert_array_equal(one[:10], two[:10])
+    assert (one[10:, 1] != two[10:, 1]).any()
+    rows = slice(15, 20)
+    some = NegativeBinomial(mu=other.mu[rows], theta=other.theta[rows])
+    part = transport_counts(counts[rows], negative_binomial(5.0, 2.0, (5, 3)), some, CellStreams(1, np.arange(15, 20)))[
+        0
+    ]
+    np.testing.assert_array_equal(part.toarray(), two[rows])
+
+
+def test_a_count_far_out_stays_far_out():
+    """Beyond the digits that a probability near one has."""
+    before, after = negative_binomial(1.0, 5.0, (1, 1)), negative_binomial(1.0, 5.1, (1, 1))
+    moved, _, _ = transport_counts(np.array([[300]]), before, after, CellStreams(0, [0]))
+    assert 270 < moved[0, 0] < 320

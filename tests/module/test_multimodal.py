@@ -148,6 +148,19 @@ def test_a_missing_protein_is_at_its_mean():
     assert np.abs(features(counts)[1:, 1]).min() > 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_protein_that_no_cell_has_says_nothing():
+    counts = np.random.default_rng(0).poisson(20.0, (50, 3)).astype(float)
+    whole = ProteinFeatures.fit(counts)
+    lacking = counts.copy()
+    lacking[:, 1] = np.nan
+    features = ProteinFeatures.fit(lacking)
+    assert np.isfinite(features.mean).all()
+    np.testing.assert_array_equal(features(counts)[:, [0, 2]], whole(counts)[:, [0, 2]])
+    assert (features(counts)[:, 1] == 0).all()
+    assert np.isnan(lacking[:, 1]).all()
+
+
 def test_noise_of_an_attribute_is_added_where_it_is_given():
     attributes = [Attribute("kind", 3), Attribute("seen", size=2, fixed=True, noise=1.0)]
     prior = LatentPrior(4, attributes, denoiser_kwargs={"width": 16, "depth": 1, "n_heads": 2})

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -162,3 +163,20 @@ def test_codes_without_an_origin_mean_that_none_is_given():
     torch.testing.assert_close(
         prior.estimate(x, torch.tensor(0.5), short), prior.estimate(x, torch.tensor(0.5), padded)
     )
+
+
+@pytest.mark.parametrize("one", [2, 2.0, np.float32(2), np.float64(2), np.int64(2)])
+def test_guidance_may_be_any_number(one):
+    prior = LatentPrior(2, [Attribute("group", 2)], "mlp", {"width": 16, "depth": 1}).eval()
+    x, codes = torch.randn(3, 2), torch.tensor([[0.0], [1.0], [1.0]])
+    torch.testing.assert_close(
+        prior.estimate(x, torch.tensor(0.5), codes, one), prior.estimate(x, torch.tensor(0.5), codes, [2.0])
+    )
+
+
+def test_the_mean_is_predicted_once_for_a_sample(monkeypatch):
+    prior = LatentPrior(2, [Attribute("group", 2)], "mlp", {"width": 16, "depth": 1}, head_weight=1.0).eval()
+    calls, mean = [], LatentPrior.mean
+    monkeypatch.setattr(LatentPrior, "mean", lambda self, codes: calls.append(1) or mean(self, codes))
+    prior.sample(torch.randn(3, 2), torch.tensor([[0.0], [1.0], [1.0]]), get_sampler("heun"), 2)
+    assert len(calls) == 1

@@ -66,7 +66,7 @@ def test_a_nan_code_gives_no_nan_gradient():
 
 def test_conditions_are_dropped_cell_by_cell_at_the_stated_rates():
     codes = torch.zeros(200_000, 2)
-    dropped = drop_conditions(codes, ATTRIBUTES, 0.1, 0.1, torch.Generator().manual_seed(0)).isnan()
+    dropped = drop_conditions(codes, ATTRIBUTES, 0.1, torch.Generator().manual_seed(0)).isnan()
     both = dropped.all(1).double().mean()
     assert abs(dropped.double().mean() - (1 - 0.9 * 0.9)) < 0.005
     assert abs(both - (0.1 + 0.9 * 0.01)) < 0.005
@@ -107,7 +107,7 @@ def test_a_member_that_was_never_trained_is_told_by_its_features():
 def test_sets_and_vectors_are_dropped_whole_and_fixed_ones_never():
     codes = code([0, 2], [1.0, 0.5], [1.0] * 5).repeat(20_000, 1)
     codes[:, 0] = 1.0
-    dropped = drop_conditions(codes, MIXED, 0.1, 0.1, torch.Generator().manual_seed(0)).isnan()
+    dropped = drop_conditions(codes, MIXED, 0.1, torch.Generator().manual_seed(0)).isnan()
     drugs = dropped[:, [1, 2, 4, 5, 6]]
     assert (drugs.all(1) == drugs.any(1)).all()
     assert abs(drugs.all(1).double().mean() - 0.19) < 0.01

@@ -50,3 +50,10 @@ def test_the_seed_decides_random_pairs():
 def test_an_unknown_pairing_is_named():
     with pytest.raises(InvalidInputError, match="`pairing` must be one of 'ot', 'random'; got 'best'"):
         pair_sources(A, B, "best")
+
+
+@pytest.mark.parametrize("pairing", ["ot", "random"])
+def test_no_source_gets_a_sentence_and_no_target_nothing(pairing):
+    with pytest.raises(InvalidInputError, match=r"`source` must have at least one row; got the shape \(0, 3\)"):
+        pair_sources(A[:0], B, pairing)
+    assert pair_sources(A, B[:0], pairing).shape == (0,)

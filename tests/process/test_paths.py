@@ -75,3 +75,10 @@ def test_unknown_path_is_named_with_the_known_ones():
         InvalidInputError, match=r"`process` must be one of 'linear'.*got 'liner'.*Did you mean 'linear'"
     ):
         get_path("liner")
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_times_of_noise_are_where_the_ratios_are(name):
+    for dtype in (torch.float32, torch.float64):
+        t = get_path(name).time_of_noise(torch.ones(2, device="meta", dtype=dtype))
+        assert (t.device.type, t.dtype, t.shape) == ("meta", dtype, (2,))

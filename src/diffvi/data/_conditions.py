@@ -102,7 +102,9 @@ class ConditionVocabulary:
         for name, entry in new.entries.items():
             if "categories" in entry and name in adata.obs:
                 seen = set(entry["categories"])
-                entry["categories"] = [*entry["categories"], *sorted(set(adata.obs[name].dropna()) - seen)]
+                # Numbers and text do not compare: numbers first.
+                more = sorted(set(adata.obs[name].dropna()) - seen, key=lambda value: (isinstance(value, str), value))
+                entry["categories"] = [*entry["categories"], *more]
             if "members" in entry:
                 found = {part for t in set(self.coder(name).treatments(adata, name)) for part, _ in t or ()}
                 more = sorted(found - set(entry["members"]))
@@ -244,7 +246,8 @@ class ConditionVocabulary:
         doses: Any = 1.0
         if coder.dose_key is not None:
             doses = pd.to_numeric(given.get(coder.dose_key, pd.Series(np.nan, index=values.index)), errors="coerce")
-            missing = doses.isna() & (values != coder.control)
+            # Neither the control, however it is written, nor a missing value needs one.
+            missing = doses.isna() & np.array([bool(treatment) for treatment in coder.parsed(values)], dtype=bool)
             if missing.any() or (doses < 0).any():
                 raise InvalidInputError(
                     f"`conditions[{name!r}]`: {values[missing | (doses < 0)].iloc[0]!r} needs a dose of at least 0 in "

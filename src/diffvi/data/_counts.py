@@ -5,11 +5,16 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
+from scipy.special import gammainc, gammaincc, gammainccinv, gammaincinv, gammaln
 
 from diffvi._random import CellStreams
 
 MAX_RATE = 1e7
 """Rates are capped here: numpy's Poisson overflows far above it, and no cell comes near it."""
+TINY = 1e-300
+"""Keeps divisors and probabilities from zero."""
+SAME = 1e-6
+"""Dispersions that differ by less, relatively, are the same: they come from networks of single precision."""
 
 
 def sample_counts(px: Any, streams: CellStreams) -> sparse.csr_matrix:
@@ -60,7 +65,7 @@ def transport_counts(
 ) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
     r"""Move observed counts from one count distribution to another, keeping what is a cell's own.
 
-    The coupling is the one in which both counts come from one Cox process. With means :math:`m_0, m_1` and inverse
+    The coupling is the one in which both counts come from one Cox process. With means :math:`m_0, m_1` and one inverse
     dispersion :math:`\theta`, a gene's counts are :math:`X_i \sim \mathrm{Poisson}(m_i \gamma)` with one and the same
     :math:`\gamma \sim \mathrm{Gamma}(\theta, 1 / \theta)`, and the smaller set of molecules is part of the larger.
     Given an observed :math:`x_0` that means
@@ -76,6 +81,17 @@ def transport_counts(
     every count as it is. A Poisson is the limit of large :math:`\theta`. With zero inflation the zero of a gene may be a
     dropout; dropouts are shared as far as the two probabilities allow.
 
+    Where the inverse dispersions :math:`\theta_0, \theta_1` differ, the two rates are not in proportion, and the cell keeps its
+    quantile instead: with :math:`F_\theta` the distribution function of :math:`\mathrm{Gamma}(\theta, 1 / \theta)`,
+
+    .. math::
+
+        \gamma_0 \mid x_0 \sim \mathrm{Gamma}\left(\theta_0 + x_0, \tfrac{1}{\theta_0 + m_0}\right), \quad
+        \gamma_1 = F_{\theta_1}^{-1}(F_{\theta_0}(\gamma_0)), \quad r_i = m_i \gamma_i, \quad
+        x_1 \sim \mathrm{Binomial}\left(x_0, \min(1, \tfrac{r_1}{r_0})\right) + \mathrm{Poisson}((r_1 - r_0)_+).
+
+    Before :math:`x_0` is seen, :math:`\gamma_i \sim \mathrm{Gamma}(\theta_i, 1 / \theta_i)`, so that this is exact too.
+
     Parameters
     ----------
     counts
@@ -87,7 +103,8 @@ def transport_counts(
 
     Returns
     -------
-    CSR matrix of ``int32`` counts, and expectation and variance of each count given the cell's own, ``(n, G)`` each.
+    CSR matrix of ``int32`` counts, and expectation and variance of each count given the cell's own, ``(n, G)`` each; where
+    dispersions differ, given the rates that were drawn too.
 
     Examples
     --------
@@ -105,11 +122,13 @@ def transport_counts(
     (10, 61, 0)
     """
     m0, m1 = (_numpy(px.rate if hasattr(px, "rate") else px.mu) for px in (before, after))
-    theta = _numpy(before.theta) if hasattr(before, "theta") else np.full(m0.shape[1], 1e12)
-    theta = np.broadcast_to(theta, m0.shape)
+    theta, theta1 = (
+        np.broadcast_to(_numpy(px.theta) if hasattr(px, "theta") else 1e12, m0.shape) for px in (before, after)
+    )
     x = counts.toarray().astype(np.int64) if sparse.issparse(counts) else np.asarray(counts, dtype=np.int64)
-    keep = np.minimum(m1 / m0, 1.0)
-    gain = np.maximum(m1 - m0, 0.0) / (theta + m0)
+    differ = np.abs(theta1 - theta) > SAME * theta
+    keep = np.where(differ, 1.0, np.minimum(m1 / m0, 1.0))
+    gain = np.where(differ, 0.0, np.maximum(m1 - m0, 0.0) / (theta + m0))
     mean = x * keep + (theta + x) * gain
     variance = x * keep * (1 - keep) + (theta + x) * gain * (1 + gain)
     inflated = hasattr(before, "zi_logits")
@@ -118,11 +137,6 @@ def transport_counts(
         zero = (theta / (theta + m0)) ** theta
         hidden = np.where(x == 0, p0 / (p0 + (1 - p0) * zero), 0.0)
         stays, falls = np.minimum(p1 / p0, 1.0), np.maximum(p1 - p0, 0.0) / np.maximum(1 - p0, 1e-10)
-        # A gene that comes out of dropout starts from the second distribution, not from its zero.
-        fresh, seen = hidden * (1 - stays), (1 - hidden) * (1 - falls)
-        second = fresh * (m1 + m1**2 + m1**2 / theta) + seen * (variance + mean**2)
-        mean = fresh * m1 + seen * mean
-        variance = np.maximum(second - mean**2, 0.0)
     out = np.empty(x.shape, dtype=np.int32)
     for i, stream in enumerate(streams):
         moved = x[i].copy()
@@ -130,10 +144,54 @@ def transport_counts(
         moved[down] = stream.binomial(x[i, down], keep[i, down])
         rate = stream.standard_gamma(theta[i, up] + x[i, up]) * gain[i, up]
         moved[up] += stream.poisson(np.minimum(rate, MAX_RATE))
+        if differ[i].any():
+            at = i, np.flatnonzero(differ[i])
+            moved[at[1]], mean[at], variance[at] = _keep_quantiles(x[at], m0[at], m1[at], theta[at], theta1[at], stream)
         if inflated:
-            moved = _share_dropouts(moved, m1[i], theta[i], hidden[i], stays[i], falls[i], stream)
+            moved = _share_dropouts(moved, m1[i], theta1[i], hidden[i], stays[i], falls[i], stream)
         out[i] = moved
+    if inflated:
+        # A gene that comes out of dropout starts from the second distribution, not from its zero.
+        fresh, seen = hidden * (1 - stays), (1 - hidden) * (1 - falls)
+        second = fresh * (m1 + m1**2 + m1**2 / theta1) + seen * (variance + mean**2)
+        mean = fresh * m1 + seen * mean
+        variance = np.maximum(second - mean**2, 0.0)
     return sparse.csr_matrix(out), mean, variance
+
+
+def _keep_quantiles(
+    x: np.ndarray,
+    m0: np.ndarray,
+    m1: np.ndarray,
+    theta0: np.ndarray,
+    theta1: np.ndarray,
+    stream: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts of one cell of other dispersions, and their expectation and variance given the rates that are drawn."""
+    # By its logarithm, as a gamma variable of small shape underflows.
+    shape = theta0 + x
+    log_gamma0 = np.log(stream.standard_gamma(shape + 1)) + np.log1p(-stream.random(len(x))) / shape
+    log_gamma0 -= np.log(theta0 + m0)
+    r0, r1 = m0 * np.exp(log_gamma0), m1 * _same_quantile(log_gamma0, theta0, theta1)
+    keep, more = np.minimum(r0, r1) / np.maximum(r0, TINY), np.maximum(r1 - r0, 0.0)
+    moved = stream.binomial(x, keep) + stream.poisson(np.minimum(more, MAX_RATE))
+    return moved, x * keep + more, x * keep * (1 - keep) + more
+
+
+def _same_quantile(log_gamma: np.ndarray, theta0: np.ndarray, theta1: np.ndarray) -> np.ndarray:
+    """Where Gamma(theta1, 1 / theta1) has the quantile that Gamma(theta0, 1 / theta0) has there."""
+    log_z = log_gamma + np.log(theta0)
+    z = np.exp(log_z)
+    # The first term of the series, which is exact there, where the argument is small and may underflow.
+    tiny = log_z < -30
+    first = np.exp(theta0 * np.minimum(log_z, -30) - gammaln(theta0 + 1))
+    below, above = np.where(tiny, first, gammainc(theta0, z)), gammaincc(theta0, z)
+    # From the nearer end, as digits of a probability near one are few.
+    low = tiny | (below < 0.5)
+    found = np.empty(len(z))
+    found[low] = gammaincinv(theta1[low], below[low])
+    found[~low] = gammainccinv(theta1[~low], np.maximum(above[~low], TINY))
+    return found / theta1
 
 
 def _share_dropouts(

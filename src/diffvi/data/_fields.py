@@ -20,6 +20,8 @@ from diffvi._exceptions import InvalidInputError, listed
 from ._conditions import ConditionVocabulary
 
 CONDITIONS_KEY = "diffvi_conditions"
+ROWS = 50_000
+"""Cells whose counts are checked at a time: those of data on the disk are read into memory."""
 
 
 def check_names(argument: str, value: Any, several: bool = False) -> None:
@@ -50,7 +52,7 @@ def check_complete(adata: AnnData, **columns: str | None) -> None:
             )
 
 
-def check_numbers(adata: AnnData, **columns: str | None) -> None:
+def check_finite(adata: AnnData, **columns: str | None) -> None:
     """Raise if a column that needs finite numbers holds something else."""
     for argument, key in columns.items():
         if key is None:
@@ -64,7 +66,7 @@ def check_numbers(adata: AnnData, **columns: str | None) -> None:
             )
 
 
-def check_counts(adata: AnnData, layer: str | None, rows: int = 50_000) -> None:
+def check_counts(adata: AnnData, layer: str | None) -> None:
     """Raise unless the matrix holds finite non-negative whole numbers and no cell is empty.
 
     Parameters
@@ -73,8 +75,6 @@ def check_counts(adata: AnnData, layer: str | None, rows: int = 50_000) -> None:
         The data; the matrix may be dense, sparse or on the disk.
     layer
         Name of the layer to check; ``None`` for ``adata.X``.
-    rows
-        Cells that are read at a time.
 
     Raises
     ------
@@ -100,8 +100,8 @@ def check_counts(adata: AnnData, layer: str | None, rows: int = 50_000) -> None:
     x = adata.X if layer is None else adata.layers[layer]
     if x is None:
         raise InvalidInputError(f"{where} is empty (None): raw counts are needed there.")
-    for start in range(0, adata.n_obs, rows):
-        block = x[start : start + rows]
+    for start in range(0, adata.n_obs, ROWS):
+        block = x[start : start + ROWS]
         values = block.data if sparse.issparse(block) else np.asarray(block)
         bad = None
         if not np.isfinite(values).all():
@@ -379,12 +379,12 @@ def scvi_fields(
         continuous_covariate_keys=continuous_covariate_keys,
     )
     check_complete(adata, batch_key=batch_key, size_factor_key=size_factor_key)
-    check_numbers(adata, size_factor_key=size_factor_key)
+    check_finite(adata, size_factor_key=size_factor_key)
     for key in categorical_covariate_keys or ():
         check_complete(adata, categorical_covariate_keys=key)
     for key in continuous_covariate_keys or ():
         check_complete(adata, continuous_covariate_keys=key)
-        check_numbers(adata, continuous_covariate_keys=key)
+        check_finite(adata, continuous_covariate_keys=key)
     if size_factor_key is not None and not (adata.obs[size_factor_key] > 0).all():
         raise InvalidInputError(f"`size_factor_key`: adata.obs[{size_factor_key!r}] has values that are not positive.")
     return [

@@ -59,10 +59,11 @@ class PartStore:
         earlier = self.earlier_request(self.path)
         if earlier != request:
             if earlier is not None and not overwrite:
-                differs = sorted(k for k in request if earlier.get(k) != request[k])
-                raise InvalidInputError(
-                    f"`path`: {str(self.folder)!r} holds parts of another request, which differs in {', '.join(differs)}; "
-                    "ask for the same to go on with it, or pass `overwrite=True` to start anew."
+                raise other_request(
+                    f"`path`: {str(self.folder)!r} holds parts of another request",
+                    earlier,
+                    request,
+                    "ask for the same to go on with it, or pass `overwrite=True` to start anew",
                 )
             with self.told_on_failure():
                 _discard(self.folder)
@@ -77,10 +78,7 @@ class PartStore:
     @classmethod
     def earlier_request(cls, path: str | Path) -> dict[str, Any] | None:
         """What was asked for by a call that did not come to its end."""
-        try:
-            return json.loads((cls.partial_of(Path(path)) / "request.json").read_text())
-        except (OSError, ValueError):
-            return None
+        return read_json(cls.partial_of(Path(path)) / "request.json")
 
     def part(self, k: int) -> Path:
         """Where a part is."""
@@ -135,6 +133,12 @@ class PartStore:
             ) from error
 
 
+def other_request(what: str, earlier: dict[str, Any], request: dict[str, Any], allowed: str) -> InvalidInputError:
+    """What to raise where ``earlier``, which ``what`` tells of, is not ``request``: says in which entries they differ."""
+    differs = sorted(k for k in {**earlier, **request} if earlier.get(k) != request.get(k))
+    return InvalidInputError(f"{what}, which differs in {', '.join(differs)}; {allowed}.")
+
+
 def digest(*parts: Any) -> str:
     """A digest of arrays and of values that JSON can hold."""
     h = hashlib.blake2b(digest_size=16)
@@ -164,14 +168,27 @@ def _write_zarr(cells: Any, path: Path) -> None:
         cells.write_zarr(str(path))
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; ``None`` if there is none, or it is not whole."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a file aside, flush it and rename it."""
+    """Write a file, so that it is there as a whole or not at all."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with aside.open("w") as handle:
-        handle.write(text)
-        handle.flush()
+    aside.write_text(text)
+    put_in_place(aside, path)
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Flush a file that was written aside, and rename it to ``path``."""
+    with aside.open("rb+") as handle:
         os.fsync(handle.fileno())
     os.replace(aside, path)
+    _flush_folder(path.parent)
 
 
 def _flush(folder: Path) -> None:
@@ -184,6 +201,8 @@ def _flush(folder: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows opens no folders.
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -215,7 +234,7 @@ def _join(parts: list[Path], path: Path) -> None:
     categories = _categories(parts)
     _rechunk(whole)
     for name, values in categories.items():
-        _recode(whole, whole, name, values)
+        _recode(whole, name, values)
     n = _n_rows(whole)
     for part in parts[1:]:
         more = _open(part)
@@ -299,9 +318,9 @@ def _codes(element: Any, categories: np.ndarray | None) -> np.ndarray:
     return np.where(codes < 0, -1, place[np.maximum(codes, 0)]).astype(np.int32)
 
 
-def _recode(whole: Any, part: Any, name: str, categories: np.ndarray) -> None:
+def _recode(whole: Any, name: str, categories: np.ndarray) -> None:
     """Write a categorical with other categories in place of its own."""
-    codes = _codes(part[name], categories)
+    codes = _codes(whole[name], categories)
     _replace(whole[name], "codes", codes)
     text = all(isinstance(value, str) for value in categories)
     write_elem(whole[name], "categories", categories if text else np.array(categories.tolist()))

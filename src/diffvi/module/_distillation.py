@@ -111,16 +111,16 @@ def distil(
     codes = F.pad(codes, (0, n_columns - codes.shape[1]), value=float("nan"))
     device, generator = prior.shift.device, torch.Generator().manual_seed(seed)
     student = FewSteps(prior._averaged, n_steps).to(device)
-    network = student.denoiser.requires_grad_(True).train()
+    # Without dropout, in teacher and student: what is to be learnt has no noise.
+    prior.ema.eval()
+    network = student.denoiser.requires_grad_(True).eval()
     average = AveragedModel(network, avg_fn=get_ema_avg_fn(AVERAGE))
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=len(batches) + 1, pct_start=0.05)  # type: ignore[arg-type]
     times, path, heun = prior.path.times(n_steps), prior.path, get_sampler("heun")
     for _ in batches:
         rows = torch.randint(len(codes), (batch_size,), generator=generator)
-        known = drop_conditions(
-            codes[rows], prior.attributes, prior.condition_dropout, prior.condition_dropout, generator
-        )
+        known = drop_conditions(codes[rows], prior.attributes, prior.condition_dropout, generator)
         x = torch.randn((batch_size, prior.d), generator=generator).to(device)
         known = known.to(device)
         teacher, follow = prior.denoise_with(known), prior.denoise_with(known, network=network)

@@ -13,17 +13,8 @@ from scipy.spatial.distance import cdist
 
 from diffvi.data import Treatment
 
-STATUSES = (
-    "control",
-    "seen",
-    "combo_seen{n}",
-    "seen_in_combination",
-    "unseen_dose",
-    "unseen_embedded",
-    "unseen_no_information",
-)
-MAX_FITTED = 1500
-"""Hyperparameters are fitted on at most this many treatments."""
+MAX_TREATMENTS = 1500
+"""Hyperparameters are fitted on at most this many treatments: the time of each evaluation grows with their cube."""
 
 
 @dataclass
@@ -42,7 +33,7 @@ class EffectWeights:
     deviation
         The part of it by which a combination that was not measured may deviate from the sum of its parts.
     status
-        One of :data:`STATUSES` each, with the number of known parts for a combination.
+        How much training says of each: see :meth:`EffectProcess.status`.
 
     Examples
     --------
@@ -207,7 +198,9 @@ class EffectProcess:
         free, n = self._free(), len(self.treatments)
         if n == 0:
             return {**self.DEFAULTS, "lam": 0.0}
-        rows = np.arange(n) if n <= MAX_FITTED else np.random.default_rng(0).choice(n, MAX_FITTED, replace=False)
+        rows = np.arange(n)
+        if n > MAX_TREATMENTS:
+            rows = np.random.default_rng(0).choice(n, MAX_TREATMENTS, replace=False)
         treatments, y, noise = [self.treatments[i] for i in rows], self.effects[rows], self.noise[rows]
         start = {**self.DEFAULTS, "tau2": float(max((y**2).mean() - noise.mean(), 0.05 * (y**2).mean(), 1e-6))}
         if "lam" not in free:
@@ -291,7 +284,8 @@ class EffectProcess:
 
         Returns
         -------
-        One of :data:`STATUSES`.
+        ``"control"``, ``"seen"``, ``"combo_seen{n}"`` for a combination of which ``n`` parts are known, or for a single perturbation
+        ``"unseen_dose"``, ``"seen_in_combination"``, ``"unseen_embedded"`` (it has features) or ``"unseen_no_information"``.
         """
         others = [t for t in self.treatments if t != without] if without is not None else self.treatments
         known = {part for t in others for part, _ in t} if without is not None else self.known

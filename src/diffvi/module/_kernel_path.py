@@ -12,10 +12,15 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 WIDTHS = (1.0, 4.0, 16.0)
 PENALTIES = (0.3, 1.0, 3.0)
+"""What cross-validation chooses among: see :class:`KernelPath`."""
 N_FOLDS = 5
+"""Folds of the cross-validation."""
 MAX_LANDMARKS = 2000
+"""Landmark cells, at most: time grows with their cube."""
 MAX_FITTED = 10_000
-"""Cells that components and regression are fitted on, at most."""
+"""Cells that components and regression are fitted on, at most: their residuals and kernel are dense in memory."""
+RESIDUAL_ROWS, KERNEL_ROWS = 5000, 10_000
+"""Other cells whose residuals, and whose kernel, are in memory at a time."""
 
 
 @dataclass
@@ -83,11 +88,11 @@ class RNAFeatures:
         mu = x.sum(1, keepdims=True) * self.share
         return np.clip((x - mu) / np.sqrt(mu + mu**2 / self.theta + 1e-9), -self.clip, self.clip)
 
-    def __call__(self, counts: sparse.csr_matrix, rows: int = 5000) -> np.ndarray:
+    def __call__(self, counts: sparse.csr_matrix) -> np.ndarray:
         """Features of cells, ``(n, n_components + 1)``, on a scale on which a kernel width near 1 is sensible."""
         scores = [
-            (self._residuals(counts[start : start + rows]) - self.mean) @ self.components.T
-            for start in range(0, counts.shape[0], rows)
+            (self._residuals(counts[start : start + RESIDUAL_ROWS]) - self.mean) @ self.components.T
+            for start in range(0, counts.shape[0], RESIDUAL_ROWS)
         ]
         log_library = np.log(np.maximum(np.asarray(counts.sum(1), dtype=float), 1))
         if not scores:
@@ -102,7 +107,7 @@ class ProteinFeatures:
     Parameters
     ----------
     mean, sd
-        Of ``log(1 + count)``, ``(n_proteins,)``.
+        Of ``log(1 + count)``, ``(n_proteins,)``; 0 and infinite for a protein that no cell has.
 
     Examples
     --------
@@ -120,7 +125,12 @@ class ProteinFeatures:
     def fit(cls, counts: np.ndarray) -> ProteinFeatures:
         """Learn mean and spread of the log counts of cells, ``(n, n_proteins)``, NaN where missing."""
         logged = np.log1p(counts)
-        return cls(np.nanmean(logged, 0), np.maximum(np.nanstd(logged, 0), 1e-6))
+        unmeasured = np.isnan(logged).all(0)
+        logged[:, unmeasured] = 0.0
+        sd = np.maximum(np.nanstd(logged, 0), 1e-6)
+        # What other cells have of a protein that none of these has says nothing.
+        sd[unmeasured] = np.inf
+        return cls(np.nanmean(logged, 0), sd)
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
         """Features of cells, ``(n, n_proteins)``, divided by the root of the panel's size: distances do not grow with it."""
@@ -205,13 +215,13 @@ class KernelPath:
         path = cls(landmarks.astype(np.float32), width, weights.astype(np.float32), mean.astype(np.float32))
         return path, (predicted * sd + mean).astype(np.float32)
 
-    def __call__(self, features: np.ndarray, rows: int = 10_000) -> np.ndarray:
+    def __call__(self, features: np.ndarray) -> np.ndarray:
         """Predictions for cells, ``(n, n_targets)``."""
         if len(features) == 0:
             return np.empty((0, self.mean.size), dtype=np.float32)
         parts = [
-            _kernel(features[start : start + rows], self.landmarks, self.width) @ self.weights + self.mean
-            for start in range(0, len(features), rows)
+            _kernel(features[start : start + KERNEL_ROWS], self.landmarks, self.width) @ self.weights + self.mean
+            for start in range(0, len(features), KERNEL_ROWS)
         ]
         return np.concatenate(parts).astype(np.float32)
 

@@ -13,8 +13,13 @@ from torch import Tensor
 RANGES = (1.0, 4.0, 16.0)
 """Ranges of the covariance that the fit starts from, in units of the distance between neighbours."""
 JITTER = 1e-5
+"""Added to the diagonal: without it the covariance of locations that coincide would not be positive in single precision."""
+BATCH_SIZE = 64
+"""Locations in a step of the fit."""
 ROWS = 256
 """Locations that are solved for at a time: a system for each of them and each feature is in memory."""
+FIELD_ROWS = 5000
+"""Locations that a draw is read at, at a time: all waves of each are in memory."""
 
 
 @dataclass
@@ -72,8 +77,6 @@ class LocalKriging:
         around: np.ndarray,
         kinds: np.ndarray | None = None,
         n_steps: int = 150,
-        batch_size: int = 64,
-        seed: int = 0,
     ) -> LocalKriging:
         """Fit the covariance.
 
@@ -87,7 +90,7 @@ class LocalKriging:
             Rows that are predicted, ``(m,)``, and the rows around each, ``(m, k)``, -1 for none.
         kinds
             As of the class; ``None`` for a covariance of its own for each feature.
-        n_steps, batch_size, seed
+        n_steps
             Of the optimiser.
 
         Returns
@@ -105,22 +108,22 @@ class LocalKriging:
         }
         for part in parts.values():
             part.requires_grad_(True)
-        optimiser = torch.optim.Adam(parts.values(), lr=0.05)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, n_steps)
+        optimizer = torch.optim.Adam(parts.values(), lr=0.05)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
         x, y = (torch.as_tensor(v, dtype=torch.float32) for v in (scaled, values))
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         with torch.enable_grad():
             for _ in range(n_steps):
-                rows = rng.integers(len(targets), size=batch_size)
+                rows = rng.integers(len(targets), size=BATCH_SIZE)
                 near = torch.as_tensor(around[rows])
                 present, near = near >= 0, near.clamp_min(0)
                 weights, variance = _solve(x[targets[rows]], x[near], present, *parts.values())
                 weights, variance = weights[:, kinds], variance[:, kinds]
                 error = y[targets[rows]] - torch.einsum("njk,nkj->nj", weights, y[near])
                 loss = 0.5 * (error.square() / variance + variance.log()).sum(1).mean()
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()
-                optimiser.step()
+                optimizer.step()
                 schedule.step()
         return cls(**{name: part.detach().numpy() for name, part in parts.items()}, kinds=kinds)
 
@@ -228,10 +231,10 @@ class RandomField:
         weight = rng.normal(size=(*shape, n_features)) * amplitude.T[:, None]
         self.weight = weight.reshape(-1, n_features).astype(np.float32)
 
-    def __call__(self, scaled: np.ndarray, rows: int = 5000) -> np.ndarray:
+    def __call__(self, scaled: np.ndarray) -> np.ndarray:
         """Values at locations ``(n, n_dims)``, ``(n, n_features)``."""
         parts = [
-            np.cos(scaled[first : first + rows].astype(np.float32) @ self.frequency.T + self.phase) @ self.weight
-            for first in range(0, len(scaled), rows)
+            np.cos(scaled[first : first + FIELD_ROWS].astype(np.float32) @ self.frequency.T + self.phase) @ self.weight
+            for first in range(0, len(scaled), FIELD_ROWS)
         ]
         return np.concatenate(parts) if parts else np.empty((0, self.weight.shape[1]), np.float32)

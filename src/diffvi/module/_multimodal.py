@@ -215,6 +215,7 @@ class MultimodalVAE(TOTALVAE):
         if n_samples > 1:
             library = library.expand(n_samples, *library.shape)
         batches = F.one_hot(batch_index.squeeze(-1).long(), self.n_batch).float()
+        # Kept, as totalVI's marginal likelihood reads it.
         self.back_mean_prior = Normal(
             F.linear(batches, self.background_pro_alpha), F.linear(batches, self.background_pro_log_beta.exp())
         )

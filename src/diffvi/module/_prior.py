@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -175,7 +176,7 @@ class LatentPrior(nn.Module):
             return torch.randn(mean.shape, generator=generator).to(mean)
 
         if self.training:
-            codes = drop_conditions(codes, self.attributes, self.condition_dropout, self.condition_dropout)
+            codes = drop_conditions(codes, self.attributes, self.condition_dropout)
         codes = self.with_noise(codes, generator)
         codes, origin = self._with_origin(codes)
         x0, noise = self.standardise(mean + sd * normal()) - origin, normal()
@@ -297,7 +298,12 @@ class LatentPrior(nn.Module):
 
         The arguments are those of :meth:`estimate`; ``denoise(x, t)`` is of the shape of ``x``.
         """
-        base = self.standardise(self.mean(codes))
+        return self._denoise_around(self.standardise(self.mean(codes)), codes, guidance, network)
+
+    def _denoise_around(
+        self, base: Tensor, codes: Tensor, guidance: Sequence[float] | float, network: nn.Module | None
+    ) -> Denoise:
+        """:meth:`denoise_with`, given the standardised :meth:`mean`."""
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             return (self.estimate(x, t, codes, guidance, network) + base).clamp(self.low, self.high) - base
@@ -329,9 +335,9 @@ class LatentPrior(nn.Module):
             Draws further noise of that shape; ``ddpm`` needs it.
         """
         kwargs = {} if noise is None else {"noise": noise}
-        denoise = self.denoise_with(codes, guidance, network)
-        x = sampler(denoise, start, self.path.times(n_steps), self.path, **kwargs)
-        return self.restore(self.standardise(self.mean(codes)) + x)
+        base = self.standardise(self.mean(codes))
+        denoise = self._denoise_around(base, codes, guidance, network)
+        return self.restore(base + sampler(denoise, start, self.path.times(n_steps), self.path, **kwargs))
 
     def log_prob(self, u: Tensor, codes: Tensor, n_steps: int) -> Tensor:
         """Log density, in nats, ``(n,)``, of states in the units of the data, by the probability-flow ODE.
@@ -356,7 +362,9 @@ def _guided_codes(
     """
     places = list(zip(attributes, columns(attributes), strict=True))
     guided = [where for a, where in places if not a.fixed]
-    scales = [float(guidance)] * len(guided) if isinstance(guidance, int | float) else [float(s) for s in guidance]
+    if isinstance(guidance, int | float | np.number):
+        guidance = [float(guidance)] * len(guided)
+    scales = [float(s) for s in guidance]
     shown = torch.full_like(codes, float("nan"))
     for where in (where for a, where in places if a.fixed):
         shown[:, where] = codes[:, where]

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 FAR = 10.0
-"""Distance from the middle of a frame, in units of its size, that is far outside."""
+"""A location so many times the size of a frame, two standard deviations, from its middle is far outside."""
 THINNING = 4
 """Of so many locations a coarser level of neighbours keeps one."""
 

@@ -217,18 +217,17 @@ def _embedding(attribute: Attribute, width: int) -> nn.Module:
 def drop_conditions(
     codes: Tensor,
     attributes: Sequence[Attribute],
-    each: float,
-    all_at_once: float,
+    probability: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Replace codes by NaN at random, per cell: each attribute on its own, and all of them together.
+    """Replace codes by NaN at random, per cell: each attribute on its own, and all of them together, with the same probability.
 
     Dropping cell by cell rather than batch by batch is what lets every subset of attributes be given
     at generation (classifier-free guidance, :cite:p:`Ho22`). Fixed attributes are left as they are.
     """
     n = len(codes)
-    drop = torch.rand((n, len(attributes)), generator=generator) < each
-    drop |= torch.rand(n, 1, generator=generator) < all_at_once
+    drop = torch.rand((n, len(attributes)), generator=generator) < probability
+    drop |= torch.rand(n, 1, generator=generator) < probability
     drop &= torch.tensor([not a.fixed for a in attributes], dtype=torch.bool)
     drop = drop.repeat_interleave(torch.tensor([a.size for a in attributes], dtype=torch.long), dim=1)
     return codes.masked_fill(drop.to(codes.device), float("nan"))

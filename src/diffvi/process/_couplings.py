@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from diffvi._exceptions import one_of
+from diffvi._exceptions import InvalidInputError, one_of
 
 Pairing = Literal["ot", "random"]
 """How sources and targets are paired: see :func:`pair_sources`."""
@@ -41,7 +41,7 @@ def pair_sources(source: np.ndarray, target: np.ndarray, pairing: Pairing = "ot"
     Raises
     ------
     InvalidInputError
-        If ``pairing`` is not known.
+        If ``pairing`` is not known, or there is no source.
 
     Examples
     --------
@@ -51,6 +51,8 @@ def pair_sources(source: np.ndarray, target: np.ndarray, pairing: Pairing = "ot"
     [1, 0]
     """
     one_of("pairing", pairing, PAIRINGS)
+    if len(source) == 0:
+        raise InvalidInputError(f"`source` must have at least one row; got the shape {source.shape}.")
     rng = np.random.default_rng(seed)
     targets = rng.permutation(len(target))
     sources = _evenly(len(source), max(len(source), len(target)), rng)

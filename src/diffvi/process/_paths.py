@@ -14,6 +14,9 @@ from diffvi._exceptions import one_of
 Prediction = Literal["velocity", "noise", "data"]
 PREDICTIONS: tuple[Prediction, ...] = ("velocity", "noise", "data")
 
+MAX_WEIGHT = 100.0
+"""Largest weight of a squared error: one time in a batch would otherwise outweigh all others."""
+
 
 class GaussianPath(ABC):
     r"""The family :math:`x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon` with :math:`\varepsilon\sim N(0, I)`.
@@ -104,7 +107,7 @@ class GaussianPath(ABC):
         >>> LinearFlow().time_of_noise(torch.tensor([1.0, 1e9])).tolist()
         [0.5, 0.9990000128746033]
         """
-        grid = torch.linspace(self.margin, 1 - self.margin, 2001, dtype=torch.float64)
+        grid = torch.linspace(self.margin, 1 - self.margin, 2001, dtype=torch.float64, device=ratio.device)
         ratios = self.sigma(grid) / self.alpha(grid)
         i = torch.searchsorted(ratios, ratio.double()).clamp(1, len(grid) - 1)
         w = ((ratio - ratios[i - 1]) / (ratios[i] - ratios[i - 1])).clamp(0, 1)
@@ -161,8 +164,8 @@ class GaussianPath(ABC):
         da, ds = self._direction(t)
         return (ds * x - sigma * output) / (alpha * ds - sigma * da)
 
-    def weight(self, prediction: Prediction, t: Tensor, most: float = 100.0) -> Tensor:
-        """Weight of a squared error at time ``t``: what it amounts to in the velocity, at most ``most``.
+    def weight(self, prediction: Prediction, t: Tensor) -> Tensor:
+        """Weight of a squared error at time ``t``: what it amounts to in the velocity, at most :data:`MAX_WEIGHT`.
 
         An error in the noise is blown up where there is little signal, one in the data where there is
         little noise; unweighted, a network spends its capacity elsewhere (Salimans and Ho 2022, section 4).
@@ -173,8 +176,6 @@ class GaussianPath(ABC):
             What the network predicts.
         t
             Times.
-        most
-            Largest weight.
 
         Returns
         -------
@@ -192,7 +193,7 @@ class GaussianPath(ABC):
         da, ds = self._direction(t)
         if prediction == "velocity":
             return torch.ones_like(alpha)
-        return ((alpha * ds - sigma * da) / (alpha if prediction == "noise" else sigma)).square().clamp(max=most)
+        return ((alpha * ds - sigma * da) / (alpha if prediction == "noise" else sigma)).square().clamp(max=MAX_WEIGHT)
 
     def _direction(self, t: Tensor) -> tuple[Tensor, Tensor]:
         da, ds = self.alpha_dot(t), self.sigma_dot(t)

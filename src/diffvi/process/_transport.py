@@ -18,30 +18,28 @@ MAX_BLOCK = 5000
 def unbalanced_plan(
     cost: np.ndarray,
     source: np.ndarray | None = None,
-    target: np.ndarray | None = None,
     entropy: float = 0.05,
     source_penalty: float = 0.3,
-    target_penalty: float = float("inf"),
     max_iterations: int = 1000,
     tolerance: float = 1e-4,
 ) -> np.ndarray:
-    r"""Entropic plan whose marginals may differ from those given, at a price (:cite:p:`Chizat18`).
+    r"""Entropic plan whose source marginal may differ from that given, at a price (:cite:p:`Chizat18`).
 
-    Minimises :math:`\langle P, C \rangle + \varepsilon \mathrm{KL}(P | a b^\top) + \rho_a \mathrm{KL}(P 1 | a) +
-    \rho_b \mathrm{KL}(P^\top 1 | b)` by Sinkhorn's scaling in torch. The scalings are folded into the kernel whenever they grow
-    large, so that small entropies, at which POT's unbalanced solvers underflow, are as safe as large ones.
+    Minimises :math:`\langle P, C \rangle + \varepsilon \mathrm{KL}(P | a b^\top) + \rho \mathrm{KL}(P 1 | a)` among the plans whose
+    target marginal is :math:`b = (1/m, \dots, 1/m)`, by Sinkhorn's scaling in torch. The scalings are folded into the kernel whenever
+    they grow large, so that small entropies, at which POT's unbalanced solvers underflow, are as safe as large ones.
 
     Parameters
     ----------
     cost
         ``(n, m)``.
-    source, target
-        Masses :math:`a` and :math:`b`; ``None`` for uniform ones that sum to 1.
-    entropy, source_penalty, target_penalty
-        :math:`\varepsilon, \rho_a, \rho_b`, in units of the mean cost; an infinite penalty keeps a marginal exactly.
+    source
+        Masses :math:`a`; ``None`` for uniform ones that sum to 1.
+    entropy, source_penalty
+        :math:`\varepsilon, \rho`, in units of the mean cost; an infinite penalty keeps the source marginal.
     max_iterations, tolerance
-        Stop when no log scaling changes by more than the tolerance, or after so many iterations; a target marginal that is kept is
-        exact in any case.
+        Stop when no log scaling changes by more than the tolerance, or after so many iterations; the target marginal is exact in
+        any case.
 
     Returns
     -------
@@ -57,10 +55,10 @@ def unbalanced_plan(
     """
     n, m = cost.shape
     a = torch.full((n,), 1 / n, dtype=torch.float64) if source is None else torch.as_tensor(source, dtype=torch.float64)
-    b = torch.full((m,), 1 / m, dtype=torch.float64) if target is None else torch.as_tensor(target, dtype=torch.float64)
+    b = torch.full((m,), 1 / m, dtype=torch.float64)
     scaled = torch.as_tensor(cost, dtype=torch.float64) / (entropy * max(float(cost.mean()), 1e-12))
     scaled = scaled - a.log()[:, None] - b.log()
-    powers = [1.0 if np.isinf(p) else p / (p + entropy) for p in (source_penalty, target_penalty)]
+    power = 1.0 if np.isinf(source_penalty) else source_penalty / (source_penalty + entropy)
     # Potentials that have been folded into the kernel, and scalings on top of them.
     f, g = scaled.amin(1), torch.zeros(m, dtype=torch.float64)
     u, v = torch.ones_like(f), torch.ones_like(g)
@@ -68,8 +66,8 @@ def unbalanced_plan(
     tiny = torch.finfo(torch.float64).tiny
     for _ in range(max_iterations):
         before = u
-        u = (a / (kernel @ v).clamp_min(tiny)) ** powers[0] * torch.exp((powers[0] - 1) * f)
-        v = (b / (u @ kernel).clamp_min(tiny)) ** powers[1] * torch.exp((powers[1] - 1) * g)
+        u = (a / (kernel @ v).clamp_min(tiny)) ** power * torch.exp((power - 1) * f)
+        v = b / (u @ kernel).clamp_min(tiny)
         if float((u / before).log().abs().max()) < tolerance:
             break
         if max(float(u.log().abs().max()), float(v.log().abs().max())) > 50:
@@ -181,7 +179,7 @@ def couple(
             # A cell that all but dies keeps a mass whose logarithm is finite.
             mass = np.maximum(mass, 1e-6 * mass.max())
         cost = _squared_distances(x, y)
-        plan = unbalanced_plan(cost, mass / mass.sum(), None, entropy, float("inf"))
+        plan = unbalanced_plan(cost, mass / mass.sum(), entropy, float("inf"))
         successors[rows] = columns[_draw(plan, n_draws, rng)]
         predecessors[columns] = rows[_draw(plan.T, n_draws, rng)]
         factors[rows] = mass / mass.mean()
@@ -239,7 +237,7 @@ def estimate_growth(
     if n_neighbors == 0:
         cost = _squared_distances(earlier, later)
         for _ in range(n_updates):
-            plan = unbalanced_plan(cost, mass / mass.sum(), None, entropy, source_penalty, tolerance=1e-3)
+            plan = unbalanced_plan(cost, mass / mass.sum(), entropy, source_penalty, tolerance=1e-3)
             mass = np.maximum(plan.sum(1) * len(earlier), 1e-3)
         return mass / mass.mean()
     k = min(n_neighbors, max(1, len(earlier) // 3))
@@ -247,7 +245,7 @@ def estimate_growth(
     moved, penalty = earlier, float("inf")
     for update in range(n_updates + 1):
         cost = _squared_distances(moved, later)
-        plan = unbalanced_plan(cost, mass / mass.sum(), None, entropy, penalty, tolerance=1e-3)
+        plan = unbalanced_plan(cost, mass / mass.sum(), entropy, penalty, tolerance=1e-3)
         gained = np.maximum(plan.sum(1), 1e-300)
         moved = earlier + ((plan @ later) / gained[:, None] - earlier)[near].mean(1)
         if update > 0:

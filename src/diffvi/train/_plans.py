@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from scvi.train import TrainingPlan
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffvi._exceptions import InvalidInputError
 from diffvi.data import CONDITIONS_KEY
 from diffvi.module import LatentPrior
 
@@ -105,6 +107,13 @@ class VAETrainingPlan(TrainingPlan):
                 losses.loss = losses.loss + self.classification_ratio * F.cross_entropy(logits, codes[known].long())
         return inference, generative, losses
 
+    def get_optimizer_creator(self) -> Callable[[Iterable[Tensor]], torch.optim.Optimizer]:
+        """That of scvi, which knows the parameters of the module, with those of the classifier of labels."""
+        create = super().get_optimizer_creator()
+        if self.label_column is None:
+            return create
+        return lambda parameters: create([*parameters, *self.label_classifier.parameters()])
+
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimiser and its schedule; a ``"Custom"`` one, or one that waits for a plateau, is scvi's."""
         n_steps = int(self.trainer.estimated_stepping_batches)
@@ -139,10 +148,17 @@ class DiffusionTrainingPlan(TrainingPlan):
         Peak learning rate of AdamW, reached after ``n_steps_warmup`` steps and decayed by a cosine.
     weight_decay
         AdamW's weight decay.
+    eps
+        AdamW's epsilon.
     n_steps_warmup
         Steps over which the learning rate rises.
     **kwargs
         Passed to :class:`scvi.train.TrainingPlan`.
+
+    Raises
+    ------
+    InvalidInputError
+        If another optimiser, or a learning rate that waits for a plateau, is asked for.
 
     Examples
     --------
@@ -165,10 +181,16 @@ class DiffusionTrainingPlan(TrainingPlan):
         *,
         lr: float = 2e-3,
         weight_decay: float = 1e-2,
+        eps: float = 1e-8,
         n_steps_warmup: int = 200,
         **kwargs: Any,
     ) -> None:
-        super().__init__(module, lr=lr, weight_decay=weight_decay, eps=1e-8, **kwargs)
+        for name, only in (("optimizer", "AdamW"), ("reduce_lr_on_plateau", False)):
+            if kwargs.get(name, only) != only:
+                raise InvalidInputError(
+                    f"`{name}` must be {only!r} in the diffusion stage, whose schedule is a cosine; got {kwargs[name]!r}."
+                )
+        super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, **kwargs)
         self.n_steps_warmup = n_steps_warmup
 
     @property

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from diffvi._exceptions import InvalidInputError, OutputFileError
-from diffvi.data._store import write_text
+from diffvi._exceptions import OutputFileError
+from diffvi.data._store import other_request, put_in_place, read_json, write_text
 
 N_CHECKPOINTS = 20
 """Checkpoints of a stage, unless told otherwise."""
@@ -50,10 +50,11 @@ class StageProgress(Callback):
         self.history: dict[str, dict[str, list[float]]] = {}
         earlier = self._told()
         if earlier is not None and earlier["request"] != request:
-            differs = sorted(k for k in request if earlier["request"].get(k) != request[k])
-            raise InvalidInputError(
-                f"`ckpt_path`: {str(self.folder)!r} holds the progress of another training of the {stage} stage, which differs in "
-                f"{', '.join(differs)}; name another folder, or remove it."
+            raise other_request(
+                f"`ckpt_path`: {str(self.folder)!r} holds the progress of another training of the {stage} stage",
+                earlier["request"],
+                request,
+                "name another folder, or remove it",
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,10 +64,7 @@ class StageProgress(Callback):
             raise OutputFileError(f"`ckpt_path`: cannot write to {str(self.folder)!r} ({error}).") from error
 
     def _told(self) -> dict[str, Any] | None:
-        try:
-            return json.loads((self.folder / f"{self.stage}.json").read_text())
-        except (OSError, ValueError):
-            return None
+        return read_json(self.folder / f"{self.stage}.json")
 
     @property
     def model(self) -> Path:
@@ -124,9 +122,7 @@ class StageProgress(Callback):
         try:
             trainer.save_checkpoint(aside)
             if trainer.is_global_zero:
-                with aside.open("rb+") as handle:
-                    os.fsync(handle.fileno())
-                os.replace(aside, self.checkpoint)
+                put_in_place(aside, self.checkpoint)
         except OSError as error:
             raise OutputFileError(
                 f"`ckpt_path`: cannot write to {str(self.folder)!r} ({error}); the checkpoint before is kept, and the same call goes on from it."
