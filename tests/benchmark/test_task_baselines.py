@@ -40,8 +40,8 @@ from diffvi.benchmark import (
     run_task,
     score_file,
 )
-from diffvi.benchmark._diffvi import DiffviTranslation
-from diffvi.datasets import simulate_cells
+from diffvi.benchmark._diffvi import DiffviSpace, DiffviTrajectory, DiffviTranslation
+from diffvi.datasets import simulate_cells, simulate_tissue, simulate_trajectory
 from diffvi.metrics import feature_correlation, log_normalise, wasserstein
 
 
@@ -380,3 +380,22 @@ def test_scvi_baselines_make_counts_for_the_labels(cls, short_training):
     assert (cells.X.data == cells.X.data.round()).all()
     assert (method.generate(labels, 0).X != cells.X).nnz == 0
     assert (method.generate(labels, 1).X != cells.X).nnz > 0
+
+
+def test_our_models_answer_in_time_and_in_space():
+    brief = {"max_epochs": 2, "max_epochs_diffusion": 2}
+    cells = simulate_trajectory(60, 30, times=(0.0, 1.0, 2.0), seed=0)
+    options = Options(draws=1, n_top_genes=20, n_components=3)
+    assert TASKS["trajectory"].methods(options)[0].name == "diffvi"
+    table = run_task("trajectory", cells, [DiffviTrajectory(train_kwargs=brief)], options).set_index("score")["value"]
+    assert np.isfinite(table["w1"])
+    tissue = simulate_tissue(150, 30, seed=0)
+    assert TASKS["space"].methods(options)[0].name == "diffvi"
+    table = run_task("space", tissue, [DiffviSpace(n_latent=3, n_neighbors=4, train_kwargs=brief)], options)
+    assert set(table["split"]) == {"random locations", "disc"}
+    assert np.isfinite(table.loc[table["score"] == "pearson", "value"]).all()
+    # What is held out reaches no method.
+    for split in (*TASKS["space"].splits(tissue, options), *TASKS["trajectory"].splits(cells, options)):
+        assert split.extra["cells"].n_obs == (tissue if "genes" in split.extra else cells).n_obs - len(
+            split.test[0] if "genes" in split.extra else split.test
+        )

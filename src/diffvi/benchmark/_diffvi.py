@@ -9,7 +9,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from diffvi.metrics import log_normalise
-from diffvi.model import LatentDiffusionSCVI, PerturbDiffusion, TotalDiffusion
+from diffvi.model import LatentDiffusionSCVI, PerturbDiffusion, SpatialDiffusion, TotalDiffusion, TrajectoryDiffusion
 
 GROUP = "label_and_batch"
 """Column of ``obs`` with label and batch where both are asked for together."""
@@ -184,3 +184,108 @@ class DiffviTranslation:
         cells = AnnData(rna.X, obs=rna.obs[[]].copy(), var=rna.var[[]].copy())
         self.model.translate_rna_to_protein(cells, seed=0, **self.translate_kwargs)
         return cells.obsm["protein_log1p"].to_numpy()
+
+
+class DiffviTrajectory:
+    """:class:`~diffvi.model.TrajectoryDiffusion` as one of the interpolators: cells of the time before, moved on.
+
+    Parameters
+    ----------
+    name
+        Its name in the table.
+    n_samples
+        Futures of each cell.
+    train_kwargs
+        Passed to ``train``.
+    predict_kwargs
+        Passed to ``predict_trajectory``.
+    **model_kwargs
+        Passed to the model.
+
+    Examples
+    --------
+    >>> from diffvi.datasets import simulate_trajectory
+    >>> cells = simulate_trajectory(40, 20, times=(0.0, 2.0), seed=0)
+    >>> method = DiffviTrajectory(train_kwargs={"max_epochs": 1, "max_epochs_diffusion": 1})
+    >>> method.fit_cells(cells)
+    >>> method.predict(1.0, 30, seed=0).shape
+    (30, 20)
+    """
+
+    def __init__(
+        self,
+        name: str = "diffvi",
+        n_samples: int = 10,
+        train_kwargs: dict[str, Any] | None = None,
+        predict_kwargs: dict[str, Any] | None = None,
+        **model_kwargs: Any,
+    ) -> None:
+        self.name, self.n_samples = name, n_samples
+        self.train_kwargs, self.predict_kwargs = train_kwargs or {}, predict_kwargs or {}
+        self.model_kwargs = model_kwargs
+
+    def fit_cells(self, cells: AnnData) -> None:
+        """Train both stages on raw counts, with ``obs["time"]``."""
+        self.cells = cells.copy()
+        TrajectoryDiffusion.setup_anndata(self.cells, time_key="time")
+        self.model = TrajectoryDiffusion(self.cells, **self.model_kwargs)
+        self.model.train(**{"enable_progress_bar": False, "train_size": 1.0, **self.train_kwargs})
+
+    def predict(self, time: float, n_obs: int, seed: int) -> AnnData:
+        """Counts of ``n_obs`` cells at ``time``, drawn by their weights."""
+        times = self.cells.obs["time"].to_numpy()
+        start = self.cells[times == times[times < time].max()].copy()
+        future = self.model.predict_trajectory(
+            start, [time], n_samples=self.n_samples, seed=seed, **self.predict_kwargs
+        )
+        weight = future.obs["weight"].to_numpy(float)
+        rows = np.random.default_rng(seed).choice(future.n_obs, n_obs, p=weight / weight.sum())
+        return AnnData(future.X[rows], var=future.var[[]].copy())
+
+
+class DiffviSpace:
+    """:class:`~diffvi.model.SpatialDiffusion` as one of the spatial predictors.
+
+    Parameters
+    ----------
+    name
+        Its name in the table.
+    n_samples
+        Samples behind the mean.
+    train_kwargs
+        Passed to ``train``.
+    **model_kwargs
+        Passed to the model.
+
+    Examples
+    --------
+    >>> from diffvi.datasets import simulate_tissue
+    >>> cells = simulate_tissue(100, 20, seed=0)
+    >>> method = DiffviSpace(n_latent=3, n_neighbors=4, train_kwargs={"max_epochs": 1, "max_epochs_diffusion": 1})
+    >>> method.fit_cells(cells.obsm["spatial"], cells, genes=slice(5))
+    >>> method.predict([[1.0, 2.0]]).shape, method.sample([[1.0, 2.0]], seed=0).shape
+    ((1, 5), (1, 5))
+    """
+
+    def __init__(
+        self, name: str = "diffvi", n_samples: int = 10, train_kwargs: dict[str, Any] | None = None, **model_kwargs: Any
+    ) -> None:
+        self.name, self.n_samples = name, n_samples
+        self.train_kwargs, self.model_kwargs = train_kwargs or {}, model_kwargs
+
+    def fit_cells(self, coordinates: np.ndarray, cells: AnnData, genes: Any) -> None:
+        """Train both stages on raw counts of all genes; results are those of ``genes``."""
+        self.genes = genes
+        train = AnnData(cells.X.copy(), var=cells.var[[]].copy(), obsm={"spatial": np.asarray(coordinates)})
+        SpatialDiffusion.setup_anndata(train, spatial_key="spatial")
+        self.model = SpatialDiffusion(train, **self.model_kwargs)
+        self.model.train(**{"enable_progress_bar": False, **self.train_kwargs})
+
+    def predict(self, coordinates: np.ndarray) -> np.ndarray:
+        """Expected log-normalised expression."""
+        mean = self.model.generate_at_location(coordinates, n_samples=self.n_samples, return_mean=True, seed=0)
+        return np.asarray(mean.X)[:, self.genes]
+
+    def sample(self, coordinates: np.ndarray, seed: int) -> np.ndarray:
+        """Log-normalised counts of one sample."""
+        return log_normalise(self.model.generate_at_location(coordinates, seed=seed).X)[:, self.genes]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import scanpy as sc
 import torch
 from anndata import AnnData
@@ -103,3 +104,22 @@ def require_column(adata: AnnData, argument: str, key: str) -> None:
     """
     if key not in adata.obs:
         raise InvalidInputError(f"`{argument}`: adata.obs has no column {key!r}; it has {', '.join(adata.obs)}.")
+
+
+def times_of(column: pd.Series, key: str) -> np.ndarray:
+    """Times as numbers: the first one in a text ("day 10", "210-270"); an ordered category stands for its rank."""
+    if column.isna().any():
+        raise InvalidInputError(f"`time_key`: {key!r} is missing for {int(column.isna().sum())} cells.")
+    if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
+        return column.cat.codes.to_numpy(float)
+    if pd.api.types.is_numeric_dtype(column):
+        return column.to_numpy(float)
+    names = pd.Series(column.astype(str).unique())
+    numbers = pd.to_numeric(names.str.extract(r"(^-?\d+(?:\.\d+)?|\d+(?:\.\d+)?)")[0])
+    if numbers.isna().any() or numbers.duplicated().any():
+        bad = names[numbers.isna() | numbers.duplicated()].iloc[0]
+        raise InvalidInputError(
+            f"`time_key`: {key!r} must hold numbers, texts with one number each, or an ordered category, as the order "
+            f"of the times is not to be guessed; got {bad!r}."
+        )
+    return column.astype(str).map(dict(zip(names, numbers, strict=True))).to_numpy(float)

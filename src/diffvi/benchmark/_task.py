@@ -64,7 +64,7 @@ class Task:
     --------
     >>> from diffvi.benchmark import TASKS, Options
     >>> [method.name for method in TASKS["trajectory"].methods(Options())]
-    ['copy previous', 'copy next', 'pooled', 'OT linear', 'unbalanced OT']
+    ['diffvi', 'copy previous', 'copy next', 'pooled', 'OT linear', 'unbalanced OT']
     """
 
     name: str

@@ -22,12 +22,12 @@ from diffvi.metrics import (
 )
 from diffvi.metrics._counts import dense
 
-from ._diffvi import GROUP, PAIR, Diffvi, DiffviPerturbation, DiffviTranslation
+from ._diffvi import GROUP, PAIR, Diffvi, DiffviPerturbation, DiffviSpace, DiffviTrajectory, DiffviTranslation
 from ._generation_baselines import GENERATION_BASELINES
 from ._options import Options
 from ._perturbation_baselines import PERTURBATION_BASELINES, canonical, mean_changes, parts
 from ._space_baselines import SPACE_BASELINES
-from ._splits import most_variable, require_column, split_cells
+from ._splits import most_variable, require_column, split_cells, times_of
 from ._task import Split, Task
 from ._trajectory_baselines import TRAJECTORY_BASELINES
 from ._translation_baselines import TRANSLATION_BASELINES
@@ -212,7 +212,7 @@ def _score_translation(answer: Any, split: Split, options: Options, seed: int) -
 
 def _trajectory_splits(adata: AnnData, options: Options) -> Iterator[Split]:
     require_column(adata, "time_key", options.time_key)
-    times = _times(adata.obs[options.time_key], options.time_key)
+    times = times_of(adata.obs[options.time_key], options.time_key)
     values = np.unique(times)
     if len(values) < 3:
         raise InvalidInputError(f"`time_key`: {options.time_key!r} has {len(values)} times; at least 3 are needed.")
@@ -223,26 +223,29 @@ def _trajectory_splits(adata: AnnData, options: Options) -> Iterator[Split]:
         pca = PCA(min(options.n_components, *x[~left_out].shape), random_state=options.seed).fit(x[~left_out])
         points = pca.transform(x)
         train = {float(t): points[times == t] for t in values if t != time}
-        yield Split(f"time {time:g} left out", train, points[left_out], {"time": float(time)})
-
-
-def _times(column: pd.Series, key: str) -> np.ndarray:
-    """Times as numbers: the first one in a text ("day 10", "210-270"); an ordered category stands for its rank."""
-    if column.isna().any():
-        raise InvalidInputError(f"`time_key`: {key!r} is missing for {int(column.isna().sum())} cells.")
-    if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
-        return column.cat.codes.to_numpy(float)
-    if pd.api.types.is_numeric_dtype(column):
-        return column.to_numpy(float)
-    names = pd.Series(column.astype(str).unique())
-    numbers = pd.to_numeric(names.str.extract(r"(^-?\d+(?:\.\d+)?|\d+(?:\.\d+)?)")[0])
-    if numbers.isna().any() or numbers.duplicated().any():
-        bad = names[numbers.isna() | numbers.duplicated()].iloc[0]
-        raise InvalidInputError(
-            f"`time_key`: {key!r} must hold numbers, texts with one number each, or an ordered category, as the order "
-            f"of the times is not to be guessed; got {bad!r}."
+        cells = AnnData(
+            adata.X[~left_out],
+            obs=pd.DataFrame({"time": times[~left_out]}, adata.obs_names[~left_out]),
+            var=adata.var[[]].copy(),
         )
-    return column.astype(str).map(dict(zip(names, numbers, strict=True))).to_numpy(float)
+
+        def place(made: AnnData, pca: PCA = pca, kept: np.ndarray = kept) -> np.ndarray:
+            return pca.transform(log_normalise(made.X)[:, kept])
+
+        extra = {"time": float(time), "cells": cells, "place": place}
+        yield Split(f"time {time:g} left out", train, points[left_out], extra)
+
+
+def _fit_trajectory(method: Any, split: Split, options: Options) -> None:
+    # Ours learns from counts, and its cells are placed among the points afterwards.
+    del options
+    method.fit_cells(split.extra["cells"]) if hasattr(method, "fit_cells") else method.fit(split.train)
+
+
+def _draw_trajectory(method: Any, split: Split, options: Options, seed: int) -> tuple[Any, int]:
+    del options
+    answer = method.predict(split.extra["time"], len(split.test), seed)
+    return (split.extra["place"](answer) if isinstance(answer, AnnData) else answer), len(answer)
 
 
 def _score_trajectory(answer: Any, split: Split, options: Options, seed: int) -> pd.DataFrame:
@@ -274,7 +277,14 @@ def _space_splits(adata: AnnData, options: Options) -> Iterator[Split]:
         kept = most_variable(adata[~held], options.n_top_genes)
         values = log_normalise(adata.X)[:, kept]
         train, test = ((coordinates[rows], values[rows]) for rows in (~held, held))
-        yield Split(name, train, test)
+        yield Split(name, train, test, {"cells": adata[~held], "genes": kept})
+
+
+def _fit_space(method: Any, split: Split, options: Options) -> None:
+    if hasattr(method, "fit_cells"):
+        method.fit_cells(split.train[0], split.extra["cells"], split.extra["genes"])
+    else:
+        method.fit(*split.train)
 
 
 def _draw_space(method: Any, split: Split, options: Options, seed: int) -> tuple[Any, int]:
@@ -327,21 +337,18 @@ TASKS = {
         Task(
             "trajectory",
             "the population at a time that was left out",
-            _instances(TRAJECTORY_BASELINES),
+            _instances([DiffviTrajectory, *TRAJECTORY_BASELINES]),
             _trajectory_splits,
-            lambda method, split, options: method.fit(split.train),
-            lambda method, split, options, seed: (
-                method.predict(split.extra["time"], len(split.test), seed),
-                len(split.test),
-            ),
+            _fit_trajectory,
+            _draw_trajectory,
             _score_trajectory,
         ),
         Task(
             "space",
             "expression at locations, or in a disc, that were not measured",
-            _instances(SPACE_BASELINES),
+            _instances([DiffviSpace, *SPACE_BASELINES]),
             _space_splits,
-            lambda method, split, options: method.fit(*split.train),
+            _fit_space,
             _draw_space,
             _score_space,
         ),
