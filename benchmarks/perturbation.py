@@ -1,6 +1,6 @@
 """PerturbDiffusion and its parts on real perturbation data; see perturbation.md for the recorded tables.
 
-    python benchmarks/perturbation.py kang kang_ifnb_muscat.h5ad [--arms default resample ...] [--inner] [--scgen] [--csv out.csv]
+    python benchmarks/perturbation.py kang kang_ifnb_muscat.h5ad [--arms default resample ...] [--inner] [--scgen] [--separate-controls] [--csv out.csv]
 
     python benchmarks/perturbation.py folds norman2019_k562_subset.h5ad
     python benchmarks/perturbation.py folds papalexi2021_thp1_subset.h5ad --context-key batch
@@ -73,8 +73,12 @@ def energy(a: np.ndarray, b: np.ndarray) -> float:
     return float(2 * cdist(a, b).mean() - cdist(a, a).mean() - cdist(b, b).mean())
 
 
-def scores(real: np.ndarray, predicted: np.ndarray, control: np.ndarray, pca: PCA) -> dict[str, float]:
-    effect, guess = real.mean(0) - control.mean(0), predicted.mean(0) - control.mean(0)
+def scores(
+    real: np.ndarray, predicted: np.ndarray, control: np.ndarray, pca: PCA, source: np.ndarray | None = None
+) -> dict[str, float]:
+    """Scores of a prediction that started from ``source``, or from the controls that real effects are counted from."""
+    source = control if source is None else source
+    effect, guess = real.mean(0) - control.mean(0), predicted.mean(0) - source.mean(0)
     top = np.argsort(-np.abs(effect))[:50]
     de = de_agreement(real, predicted, control)
     flat = np.ptp(guess) == 0
@@ -107,7 +111,9 @@ def latent_shift(train: ad.AnnData, control: ad.AnnData, target: float) -> np.nd
     return np.log1p(np.expm1(method.predict(control, "IFNB")) * target / 1e4)
 
 
-def kang(file: str, arms: list[str], seed: int, inner: bool, max_epochs: int | None, scgen: bool) -> pd.DataFrame:
+def kang(
+    file: str, arms: list[str], seed: int, inner: bool, max_epochs: int | None, scgen: bool, separate: bool
+) -> pd.DataFrame:
     """Every cell type held out in turn; ``inner``: every two, which is where settings are chosen."""
     cells = ad.read_h5ad(file)
     types, stimulated = cells.obs["cell_type"].to_numpy(str), (cells.obs["condition"] == "stim").to_numpy()
@@ -126,28 +132,34 @@ def kang(file: str, arms: list[str], seed: int, inner: bool, max_epochs: int | N
             trained = PerturbDiffusion(train)
             trained.train_vae(train_size=1.0, enable_progress_bar=False)
         for held in held_out:
-            real, control = x[(types == held) & stimulated], x[(types == held) & ~stimulated]
+            real = x[(types == held) & stimulated]
+            before = np.flatnonzero((types == held) & ~stimulated)
+            # Halves of the controls, one to start from and one to count real effects from, share no noise.
+            first, second = (
+                np.array_split(np.random.default_rng(seed).permutation(before), 2) if separate else (before,) * 2
+            )
+            source, control = x[first], x[second]
             pca = PCA(30, random_state=0).fit(np.concatenate([control, real]))
             halves = np.array_split(np.random.default_rng(seed).permutation(len(real)), 2)
             mean_effect = np.mean([e for t, e in effect.items() if t not in held_out], 0)
             found = {
-                "no change": scores(real, control, control, pca),
-                "mean effect": scores(real, control + mean_effect, control, pca),
-                "replicate (half for half)": scores(real[halves[0]], real[halves[1]], control, pca),
+                "no change": scores(real, source, control, pca, source),
+                "mean effect": scores(real, source + mean_effect, control, pca, source),
+                "replicate (half for half)": scores(real[halves[0]], real[halves[1]], control, pca, source),
             }
             if scgen:
                 scvi.settings.seed = seed
-                cells_before = cells[(types == held) & ~stimulated].copy()
-                found[LatentShift.name] = scores(real, latent_shift(train, cells_before, target), control, pca)
+                shifted = latent_shift(train, cells[first].copy(), target)
+                found[LatentShift.name] = scores(real, shifted, control, pca, source)
             for name in arms:
                 model_kwargs, predict_kwargs = ARMS[name]
                 key = json.dumps(model_kwargs, sort_keys=True)
                 if key not in fitted:
                     fitted[key] = arm(trained, max_epochs, **model_kwargs)
-                query = cells[(types == held) & ~stimulated].copy()
+                query = cells[first].copy()
                 fitted[key].predict_perturbation(query, "IFNB", seed=seed, **predict_kwargs)
                 guess = log_normalised(dense(query.layers["perturbed"]), target)
-                found[name] = scores(real, guess, control, pca)
+                found[name] = scores(real, guess, control, pca, source)
             rows += [{"held_out": held, "method": name, **values} for name, values in found.items()]
             print(pd.DataFrame(rows[-len(found) :]).round(3).to_string(), flush=True)
     return pd.DataFrame(rows)
@@ -310,6 +322,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=["default"], choices=list(ARMS))
     parser.add_argument("--inner", action="store_true", help="kang: hold out two types at a time, to choose settings")
     parser.add_argument("--scgen", action="store_true", help="kang: scGen's latent shift on scVI, too")
+    parser.add_argument(
+        "--separate-controls", action="store_true", help="kang: other controls to start from than to score by"
+    )
     parser.add_argument("--max-epochs-diffusion", type=int, help="epochs of stage 2; the model's default if not given")
     parser.add_argument("--context-key")
     parser.add_argument("--guide-key")
@@ -318,7 +333,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.task == "kang":
-        table = kang(args.file, args.arms, args.seed, args.inner, args.max_epochs_diffusion, args.scgen)
+        table = kang(
+            args.file, args.arms, args.seed, args.inner, args.max_epochs_diffusion, args.scgen, args.separate_controls
+        )
     elif args.task == "simulator":
         table = simulator(args.arms, args.seed)
     elif args.task == "cost":
