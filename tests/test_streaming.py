@@ -45,9 +45,10 @@ def test_a_stream_holds_the_same_cells_and_is_read_lazily(trained, tmp_path):
 
 def test_layers_may_be_left_out(trained, tmp_path):
     path = trained.generate(20, path=tmp_path / "cells.zarr", seed=0, layers=())
-    assert list(ad.read_zarr(path).layers) == []
-    assert list(trained.generate(5, seed=0, layers=()).layers) == []
-    assert list(trained.generate(5, seed=0, layers=["normalized"]).layers) == ["normalized"]
+    # anndata 0.13 lists X as None.
+    assert not any(ad.read_zarr(path).layers)
+    assert not any(trained.generate(5, seed=0, layers=()).layers)
+    assert [k for k in trained.generate(5, seed=0, layers=["normalized"]).layers if k] == ["normalized"]
     with pytest.raises(InvalidInputError, match="`layers` must be None or a list of names; got 'normalized'"):
         trained.generate(5, layers="normalized")
 

@@ -13,7 +13,7 @@ SMALL: dict[str, dict[str, int]] = {
     "generation": {**BRIEF, "n_top_genes": 200, "n_obs": 600},
     "perturbation": BRIEF,
     "rna_and_protein": {**BRIEF, "n_obs": 500, "n_top_genes": 1000, "n_samples": 2, "n_generated": 100},
-    "trajectory": {**BRIEF, "n_top_genes": 1000, "n_samples": 2},
+    "trajectory": {**BRIEF, "n_top_genes": 500, "n_samples": 2, "every": 2},
     "tissue": {**BRIEF, "n_obs": 400, "n_samples": 10},
 }
 

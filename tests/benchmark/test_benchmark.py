@@ -4,6 +4,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from scipy import sparse
 
 from diffvi import InvalidInputError
@@ -210,3 +211,13 @@ def test_a_demo_that_cannot_write_says_so(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["demo", "--out", str(tmp_path / "file")]) == 1
     assert "cannot write to" in capsys.readouterr().err
+
+
+def test_variable_genes_of_few_cells_get_a_wider_fit():
+    rng = np.random.default_rng(0)
+    few = ad.AnnData(sparse.csr_matrix(rng.poisson(rng.gamma(0.05, 1.0, 3000), size=(80, 3000)).astype(np.float32)))
+    few.obs["cell_type"] = ["a", "b"] * 40
+    with pytest.raises(ValueError, match="singularities"):  # at scanpy's own span
+        sc.pp.highly_variable_genes(few.copy(), n_top_genes=100, flavor="seurat_v3")
+    train, _ = split_cells(few, "cell_type", n_top_genes=100)
+    assert train.n_vars == 100

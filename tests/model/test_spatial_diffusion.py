@@ -168,7 +168,7 @@ def test_results_do_not_depend_on_the_batch_size(mapped):
 
 def test_mean_alone_has_no_spread(mapped):
     told = mapped.generate_at_location([[4.0, 4.0]], n_samples=3, return_mean=True, seed=0)
-    assert list(told.layers) == []
+    assert not any(told.layers)  # anndata 0.13 lists X as None
     assert told.uns["log1p"] == {"base": None}
 
 

@@ -81,7 +81,16 @@ def most_variable(train: AnnData, n_top_genes: int | None) -> np.ndarray:
     if n_top_genes is None or n_top_genes >= train.n_vars:
         return np.ones(train.n_vars, bool)
     cells = AnnData(train.X, var=train.var[[]].copy())
-    sc.pp.highly_variable_genes(cells, n_top_genes=n_top_genes, flavor="seurat_v3")
+    for span in (0.3, 0.6, 1.0):
+        try:
+            sc.pp.highly_variable_genes(cells, n_top_genes=n_top_genes, flavor="seurat_v3", span=span)
+            break
+        except ValueError as error:
+            # The local fit has too few different means within its span, as where there are few cells.
+            if span == 1.0:
+                raise InvalidInputError(
+                    f"`n_top_genes`: no curve of variance over mean can be fitted to {cells.n_obs} cells ({error}); pass None for all genes."
+                ) from error
     # Scanpy's compiled kernels leave torch's OpenMP pool at all cores, whatever torch was told.
     torch.set_num_threads(torch.get_num_threads())
     return cells.var["highly_variable"].to_numpy()

@@ -92,7 +92,7 @@ def check_counts(adata: AnnData, layer: str | None) -> None:
     """
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if layer is not None and layer not in adata.layers:
-        raise InvalidInputError(f"`layer`: adata.layers has no {layer!r}; it has {listed(adata.layers)}.")
+        raise InvalidInputError(f"`layer`: adata.layers has no {layer!r}; it has {listed(filter(None, adata.layers))}.")
     if 0 in adata.shape:
         raise InvalidInputError(
             f"`adata` has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is needed."

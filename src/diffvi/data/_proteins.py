@@ -176,7 +176,9 @@ def read_modality(name: str, layer: str | None) -> Reader:
 def protein_counts(adata: AnnData, layer: str | None, where: str) -> pd.DataFrame:
     """The counts of an AnnData whose features are proteins."""
     if layer is not None and layer not in adata.layers:
-        raise InvalidInputError(f"`protein_layer`: {where}.layers has no {layer!r}; it has {listed(adata.layers)}.")
+        raise InvalidInputError(
+            f"`protein_layer`: {where}.layers has no {layer!r}; it has {listed(filter(None, adata.layers))}."
+        )
     where = f"{where}.X" if layer is None else f"{where}.layers[{layer!r}]"
     x = adata.X if layer is None else adata.layers[layer]
     if x is None:

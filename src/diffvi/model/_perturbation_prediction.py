@@ -106,8 +106,8 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         --------
         >>> control = adata[adata.obs["perturbation"] == "control"].copy()
         >>> model.predict_perturbation(control, "A+B", seed=0)
-        >>> list(control.layers), control.layers["perturbed"].dtype
-        (['perturbed', 'perturbed_mean', 'perturbed_std'], dtype('int32'))
+        >>> control.layers["perturbed"].dtype, control.layers["perturbed_mean"].shape == control.shape
+        (dtype('int32'), True)
         """
         self._require("diffusion")
         one_of("decode", decode, DECODERS)

@@ -33,9 +33,11 @@ class SpatialDiffusion(SpatialResolutionMixin, DenoisingMixin, LatentDiffusionMi
         Data registered with :meth:`setup_anndata`.
     registry
         Registry of a saved model, used on loading without data.
-    n_hidden, n_latent, n_layers, dropout_rate, dispersion, gene_likelihood, use_batch_norm, use_layer_norm
-        The VAE: see :class:`LatentDiffusionSCVI`. Dispersions of its own for each cell fit counts of imaged molecules, which scatter far more in some cells
-        than in others.
+    n_hidden, n_latent, n_layers, dropout_rate, gene_likelihood, use_batch_norm, use_layer_norm
+        The VAE: see :class:`LatentDiffusionSCVI`.
+    dispersion
+        As in :class:`scvi.model.SCVI`. Dispersions of its own for each cell fit counts of imaged molecules, which scatter far more in
+        some cells than in others.
     denoiser, denoiser_kwargs, process, prediction, condition_dropout, ema_decay
         The diffusion: see :class:`LatentDiffusionSCVI`.
     n_neighbors

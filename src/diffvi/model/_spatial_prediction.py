@@ -87,8 +87,8 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
         >>> cells.shape, cells.obs["sample"].tolist()
         ((4, 40), [0, 1, 0, 1])
         >>> expected = model.generate_at_location([[10.0, 2.0]], return_mean=True, n_samples=10, seed=0)
-        >>> list(expected.layers)
-        ['sd', 'lower', 'upper']
+        >>> bool((expected.layers["lower"] <= expected.layers["upper"]).all())
+        True
         """
         self._require("diffusion")
         n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)
@@ -201,8 +201,8 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
         --------
         >>> hidden = adata.obsm["spatial"][:, 0] < 5
         >>> filled = model.impute_region(adata, hidden, seed=0, copy=True)
-        >>> list(filled.layers)[-3:], filled.uns["imputed"]["n_imputed"] == hidden.sum()
-        (['imputed_mean', 'imputed_sd', 'imputed_sample'], np.True_)
+        >>> filled.layers["imputed_mean"].shape == adata.shape, bool(filled.uns["imputed"]["n_imputed"] == hidden.sum())
+        (True, True)
         """
         self._require("diffusion")
         n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)

@@ -77,7 +77,7 @@ def spatial(
         if cells is not None and gene not in cells.var_names:
             raise InvalidInputError(f"`gene`: {gene!r} is not in {name}.var_names, {listed(cells.var_names, 5)}.")
     if layer is not None:
-        one_of("layer", layer, adata.layers)
+        one_of("layer", layer, [name for name in adata.layers if name is not None])
     j = adata.var_names.get_loc(gene)
     panels: list[tuple[str, Any, np.ndarray]] = [
         ("measured", adata, log_normalise(adata.X if layer is None else adata.layers[layer])[:, j])
