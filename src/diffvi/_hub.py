@@ -92,7 +92,7 @@ def hub_model(
     ImportError
         If ``huggingface_hub`` is not installed.
     InvalidInputError
-        If ``description`` or ``license_info`` is empty.
+        If ``model`` is not one of diffvi, or ``description`` or ``license_info`` is empty.
     NotTrainedError
         If the model is not trained.
     ModelFileError
@@ -110,6 +110,10 @@ def hub_model(
         raise ImportError("Sharing needs huggingface_hub: `pip install 'diffvi[hub]'`.") from error
     from scvi.hub import HubMetadata, HubModel
 
+    from .model._mixin import LatentDiffusionMixin
+
+    if not isinstance(model, LatentDiffusionMixin):
+        raise InvalidInputError(f"`model` must be a model of diffvi; got {type(model).__name__}.")
     for argument, text in (("license_info", license_info), ("description", description)):
         if not isinstance(text, str) or not text.strip():
             raise InvalidInputError(f"`{argument}` must be a text that says something; got {text!r}.")
