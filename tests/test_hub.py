@@ -60,3 +60,8 @@ def test_an_existing_model_stays(trained: LatentDiffusionSCVI, tmp_path: Path):
 def test_other_models_are_refused(tmp_path: Path):
     with pytest.raises(diffvi.InvalidInputError, match="`model` must be a model of diffvi; got dict"):
         diffvi.hub_model({}, tmp_path / "blood", **ABOUT)
+
+
+def test_tissues_are_a_list(trained: LatentDiffusionSCVI, tmp_path: Path):
+    with pytest.raises(diffvi.InvalidInputError, match="`tissues` must be a list of names; got 'blood'"):
+        diffvi.hub_model(trained, tmp_path / "blood", **{**ABOUT, "tissues": "blood"})

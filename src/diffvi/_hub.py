@@ -92,7 +92,7 @@ def hub_model(
     ImportError
         If ``huggingface_hub`` is not installed.
     InvalidInputError
-        If ``model`` is not one of diffvi, or ``description`` or ``license_info`` is empty.
+        If ``model`` is not one of diffvi, ``description`` or ``license_info`` is empty, or ``tissues`` is one text.
     NotTrainedError
         If the model is not trained.
     ModelFileError
@@ -117,6 +117,8 @@ def hub_model(
     for argument, text in (("license_info", license_info), ("description", description)):
         if not isinstance(text, str) or not text.strip():
             raise InvalidInputError(f"`{argument}` must be a text that says something; got {text!r}.")
+    if isinstance(tissues, str):
+        raise InvalidInputError(f"`tissues` must be a list of names; got {tissues!r}.")
     model._require("diffusion")
     model.save(str(dir_path), overwrite=overwrite, save_anndata=save_anndata)
     cls = type(model).__name__
@@ -126,7 +128,7 @@ def hub_model(
         license=license_info, library_name="scvi-tools", tags=[*tags, *(f"tissue:{name}" for name in tissues)]
     )
     card = CARD.format(
-        name=Path(dir_path).name,
+        name=Path(dir_path).resolve().name,
         description=description,
         cls=cls,
         summary=str(model).strip(),

@@ -170,8 +170,9 @@ def test_transport_to_another_dispersion_is_exact_and_keeps_the_cells_order(firs
     np.testing.assert_allclose(variance.mean() + mean.var(), m + m**2 / theta, rtol=0.05)
 
 
-def test_a_zero_inflated_count_of_another_dispersion_follows_the_second_distribution():
-    before, after = make("zinb", 4.0, theta=1.5), make("zinb", 6.0, theta=0.5, inflation=0.3)
+@pytest.mark.parametrize("inflation", [0.3, -1.5])  # dropout rises, and falls
+def test_a_zero_inflated_count_of_another_dispersion_follows_the_second_distribution(inflation):
+    before, after = make("zinb", 4.0, theta=1.5), make("zinb", 6.0, theta=0.5, inflation=inflation)
     moved, mean, variance = transport_counts(draw(before, 0), before, after, CellStreams(0, np.arange(N)))
     assert same_counts(moved.toarray().ravel(), draw(after, 1).ravel()) > 1e-3
     np.testing.assert_allclose(moved.toarray().var(), variance.mean() + mean.var(), rtol=0.12)

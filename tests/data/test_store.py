@@ -1,6 +1,8 @@
 """What makes files safe: the parts themselves are tested in ``tests/test_streaming.py``."""
 
+import errno
 import os
+import stat
 
 import pytest
 
@@ -35,3 +37,16 @@ def test_requests_differ_in_what_only_one_of_them_has(tmp_path):
     PartStore(tmp_path / "a.zarr", 1, {"n": 1, "seed": 0, "layers": None})
     with pytest.raises(InvalidInputError, match="parts of another request, which differs in n, seed, steps; ask for"):
         PartStore(tmp_path / "a.zarr", 1, {"n": 2, "layers": None, "steps": 5})
+
+
+def test_a_file_system_that_flushes_no_folders_is_no_reason_to_stop(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def on_a_share(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", on_a_share)
+    write_text(tmp_path / "told.json", "1")
+    assert (tmp_path / "told.json").read_text() == "1"

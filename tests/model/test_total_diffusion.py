@@ -529,3 +529,20 @@ def test_bad_arguments_of_translations_get_a_sentence(model, held_out):
     with pytest.raises(InvalidInputError, match="No protein was measured in 4 of 300 cells"):
         model.translate_protein_to_rna(protein)
     assert not [k for k in protein.obsm if k.startswith("rna")]
+
+
+def test_surgery_from_the_folder_of_a_distilled_model(tmp_path):
+    mdata = simulate_cite(80, 12, 3, seed=0)
+    TotalDiffusion.setup_mudata(mdata, batch_key="batch", modalities={"rna_layer": "rna", "protein_layer": "protein"})
+    model = TotalDiffusion(mdata, n_latent=2, n_hidden=8)
+    model.train(max_epochs=1, max_epochs_diffusion=1, enable_progress_bar=False)
+    model.distill(n_steps=1, n_updates=2, show_progress=False)
+    model.save(str(tmp_path / "model"))
+    query = mdata[:30].copy()
+    query.obs["batch"] = "new"
+    updated = TotalDiffusion.load_query_data(query, str(tmp_path / "model"))
+    assert updated.module.prior.few_steps is None
+    names = TotalDiffusion.load(str(tmp_path / "model"), adata=False).get_var_names()
+    assert {name: list(values) for name, values in names.items()} == {
+        name: list(part.var_names) for name, part in mdata.mod.items()
+    }

@@ -19,15 +19,19 @@ DISTILLED = "distilled"
 
 
 @contextlib.contextmanager
-def undistilled(cls: Any, reference: Any, trust: bool) -> Iterator[Any]:
+def undistilled(cls: Any, reference: Any, trust: bool, **device: Any) -> Iterator[Any]:
     """The reference of a surgery, a model or its folder, without what was distilled: the query's prior is trained further."""
     if isinstance(reference, str | os.PathLike):
         file = Path(reference) / SAVE_KEYS.MODEL_FNAME
-        weights = torch.load(file, map_location="cpu", weights_only=False, mmap=True)[SAVE_KEYS.MODEL_STATE_DICT_KEY]
-        if "prior.few_steps.steps" not in weights:
+        # What does not look like a model is for scvi to judge.
+        content = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
+        weights = content.get(SAVE_KEYS.MODEL_STATE_DICT_KEY, {}) if isinstance(content, dict) else {}
+        is_distilled = "prior.few_steps.steps" in weights
+        del content, weights
+        if not is_distilled:
             yield str(reference)
             return
-        reference = cls.load(str(reference), adata=False, trust=trust)
+        reference = cls.load(str(reference), adata=False, trust=trust, **device)
     prior: Any = getattr(getattr(reference, "module", None), "prior", None)
     few_steps = getattr(prior, "few_steps", None)
     if few_steps is None:

@@ -216,7 +216,8 @@ class SafeFilesMixin:
             If the reference is a folder whose model is missing, damaged, or would run code.
         """
         _check_reference(reference_model, trust, cls.__name__)
-        with undistilled(cls, reference_model, trust) as reference, without_notes():
+        device = {name: kwargs[name] for name in ("accelerator", "device") if name in kwargs}
+        with undistilled(cls, reference_model, trust, **device) as reference, without_notes():
             return super().load_query_data(adata, reference, *args, **kwargs)  # type: ignore[misc]
 
     @staticmethod

@@ -10,7 +10,7 @@ def without_notes() -> Iterator[None]:
     """Keep scvi from noting what was asked for: that a set-up is carried over to new cells, that a file is on the disk already."""
     logger = logging.getLogger("scvi")
     level = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(max(level, logging.WARNING))
     try:
         yield
     finally:

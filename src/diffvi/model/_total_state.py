@@ -152,6 +152,13 @@ class TotalStateMixin:
         modalities = self.registry_["setup_args"].get("modalities") or {}
         return modalities.get("rna_layer", "rna"), modalities.get("protein_layer", "protein")
 
+    def get_var_names(self, legacy_mudata_format: bool = False) -> Any:
+        """Names of the variables, as in scvi; of a MuData by modality, without the data too."""
+        names = super().get_var_names(legacy_mudata_format)  # type: ignore[misc]
+        if self.adata is None and self.registry_.get("setup_method_name") == "setup_mudata":  # type: ignore[attr-defined]
+            return dict(zip(self._modality_names, (names, self.protein_names), strict=True))
+        return names
+
     # ---------------------------------------------------------------- one modality
 
     @torch.inference_mode()

@@ -105,7 +105,8 @@ def spatial(
             if not kept.any():
                 raise InvalidInputError(f"`section`: no cell is in {section!r}.")
         shown.append((name, np.asarray(cells.obsm[spatial_key])[kept, :2], values[kept]))
-    extent = np.ptp(np.concatenate([where for _, where, _ in shown]), axis=0)
+    everywhere = np.concatenate([where for _, where, _ in shown])
+    extent = np.nanmax(everywhere, axis=0) - np.nanmin(everywhere, axis=0)
     # A panel as wide as the tissue, so that those of a narrow one stand side by side.
     width = 3.3 * float(np.clip(extent[0] / max(extent[1], 1e-12), 0.45, 1.6))
     fig, axs = plt.subplots(1, 3, figsize=(3 * width + 1.2, 3.6), layout="constrained", sharex=True, sharey=True)

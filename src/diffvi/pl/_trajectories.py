@@ -263,7 +263,7 @@ def population_over_time(
     # A category that no cell has may be in the order; a name that is none would be left out in silence.
     tables = [cells.obs for cells in (predicted, measured) if cells is not None]
     known = sorted({str(name) for obs in tables for name in pd.Categorical(obs[label]).categories})
-    names = found if order is None else [name for name in order if one_of("order", name, known) in found]
+    names = found if order is None else [name for name in map(str, order) if one_of("order", name, known) in found]
     fig, ax = axes(ax, (5.6, 3.6))
     for i, name in enumerate(names):
         colour = PALETTE[i % len(PALETTE)]

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 
 KNOWN_NOTES = (
-    "GPU available: False",
+    "GPU available: False, used: False",
     "TPU available: False",
     "Tip: For seamless",
     "Loading `train_dataloader`",
@@ -22,8 +22,7 @@ KNOWN_WARNINGS = (
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    return not any(note in message for note in KNOWN_NOTES)
+    return not any(note in str(record.msg) for note in KNOWN_NOTES)
 
 
 @contextlib.contextmanager
@@ -33,10 +32,13 @@ def without_engine_notes() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in KNOWN_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
+        # One of this context's own, so that contexts may nest.
+        news = logging.Filter()
+        news.filter = _is_news  # type: ignore[method-assign]
         for logger in loggers:
-            logger.addFilter(_is_news)
+            logger.addFilter(news)
         try:
             yield
         finally:
             for logger in loggers:
-                logger.removeFilter(_is_news)
+                logger.removeFilter(news)

@@ -96,7 +96,10 @@ class StageProgress(Callback):
         """Remember which cells are for training, validation and test."""
         if self._told() is None:
             rows = [np.asarray(part).tolist() for part in split]
-            write_text(self.folder / f"{self.stage}.json", json.dumps({"request": self.request, "split": rows}))
+            try:
+                write_text(self.folder / f"{self.stage}.json", json.dumps({"request": self.request, "split": rows}))
+            except OSError as error:
+                raise OutputFileError(f"`ckpt_path`: cannot write to {str(self.folder)!r} ({error}).") from error
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the split, and give the logger the history of the training that was cut off."""
