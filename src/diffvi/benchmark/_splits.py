@@ -8,6 +8,7 @@ from anndata import AnnData
 from sklearn.model_selection import train_test_split
 
 from diffvi._exceptions import InvalidInputError
+from diffvi.data._fields import check_obs_columns
 
 
 def split_cells(
@@ -45,7 +46,7 @@ def split_cells(
     >>> train.shape, test.shape
     ((80, 20), (20, 20))
     """
-    require_column(adata, "labels_key", labels_key)
+    check_obs_columns(adata, labels_key=labels_key)
     sizes = adata.obs[labels_key].value_counts(dropna=False)
     if adata.obs[labels_key].isna().any() or sizes.loc[lambda n: n > 0].min() < 2:
         missing = int(adata.obs[labels_key].isna().sum())
@@ -94,25 +95,6 @@ def most_variable(train: AnnData, n_top_genes: int | None) -> np.ndarray:
     # Scanpy's compiled kernels leave torch's OpenMP pool at all cores, whatever torch was told.
     torch.set_num_threads(torch.get_num_threads())
     return cells.var["highly_variable"].to_numpy()
-
-
-def require_column(adata: AnnData, argument: str, key: str) -> None:
-    """Raise unless ``adata.obs`` has the column.
-
-    Parameters
-    ----------
-    adata
-        The cells.
-    argument, key
-        Name of the argument, for the message, and of the column.
-
-    Raises
-    ------
-    InvalidInputError
-        If there is none.
-    """
-    if key not in adata.obs:
-        raise InvalidInputError(f"`{argument}`: adata.obs has no column {key!r}; it has {', '.join(adata.obs)}.")
 
 
 def times_of(column: pd.Series, key: str) -> np.ndarray:

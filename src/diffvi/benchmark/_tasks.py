@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import train_test_split
 
 from diffvi._exceptions import InvalidInputError, one_of
+from diffvi.data._fields import check_obs_columns
 from diffvi.metrics import (
     evaluate_generation,
     evaluate_perturbation,
@@ -27,7 +28,7 @@ from ._generation_baselines import GENERATION_BASELINES
 from ._options import Options
 from ._perturbation_baselines import PERTURBATION_BASELINES, canonical, mean_changes, parts
 from ._space_baselines import SPACE_BASELINES
-from ._splits import most_variable, require_column, split_cells, times_of
+from ._splits import most_variable, split_cells, times_of
 from ._task import Split, Task
 from ._trajectory_baselines import TRAJECTORY_BASELINES
 from ._translation_baselines import TRANSLATION_BASELINES
@@ -36,10 +37,9 @@ from ._translation_baselines import TRANSLATION_BASELINES
 
 
 def _generation_splits(adata: AnnData, options: Options) -> Iterator[Split]:
-    require_column(adata, "labels_key", options.labels_key)
+    check_obs_columns(adata, labels_key=options.labels_key, batch_key=options.batch_key)
     key = options.labels_key
     if options.batch_key is not None:
-        require_column(adata, "batch_key", options.batch_key)
         key = GROUP
         # Both attributes are asked for together, so what is stratified, and a label to the baselines, is the pair.
         pairs = adata.obs[options.labels_key].astype(str) + PAIR + adata.obs[options.batch_key].astype(str)
@@ -82,7 +82,7 @@ def _score_generation(answer: Any, split: Split, options: Options, seed: int) ->
 
 
 def _perturbation_splits(adata: AnnData, options: Options) -> Iterator[Split]:
-    require_column(adata, "perturbation_key", options.perturbation_key)
+    check_obs_columns(adata, perturbation_key=options.perturbation_key, context_key=options.context_key)
     # "A+B" and "B+A" are one, and so are "A+control" and "A".
     raw = adata.obs[options.perturbation_key].to_numpy(str)
     names = np.array([canonical(name, options.control) for name in raw])
@@ -91,7 +91,6 @@ def _perturbation_splits(adata: AnnData, options: Options) -> Iterator[Split]:
         known = ", ".join(map(repr, np.unique(names)[:10]))
         raise InvalidInputError(f"`control`: no cell has the perturbation {options.control!r}; there are {known}.")
     if options.context_key is not None:
-        require_column(adata, "context_key", options.context_key)
         contexts = adata.obs[options.context_key].to_numpy(str)
         for context in np.unique(contexts):
             here = contexts == context
@@ -211,7 +210,7 @@ def _score_translation(answer: Any, split: Split, options: Options, seed: int) -
 
 
 def _trajectory_splits(adata: AnnData, options: Options) -> Iterator[Split]:
-    require_column(adata, "time_key", options.time_key)
+    check_obs_columns(adata, time_key=options.time_key)
     times = times_of(adata.obs[options.time_key], options.time_key)
     values = np.unique(times)
     if len(values) < 3:
@@ -261,7 +260,7 @@ def _space_splits(adata: AnnData, options: Options) -> Iterator[Split]:
     if options.spatial_key not in adata.obsm:
         raise InvalidInputError(f"`spatial_key`: adata.obsm has no {options.spatial_key!r}; it has {list(adata.obsm)}.")
     if options.section_key is not None:
-        require_column(adata, "section_key", options.section_key)
+        check_obs_columns(adata, section_key=options.section_key)
         sections = adata.obs[options.section_key].to_numpy(str)
         names, sizes = np.unique(sections, return_counts=True)
         adata = adata[sections == names[sizes.argmax()]].copy()
