@@ -149,7 +149,7 @@ def test_transport_keeps_what_is_a_cells_own():
 # ---------------------------------------------------------------- other dispersions
 
 
-def negative_binomial(mean, theta, shape=(1000, 200)):
+def negative_binomial(mean, theta, shape=(4000, 200)):
     return NegativeBinomial(mu=tensor(mean).expand(shape), theta=tensor(theta).expand(shape))
 
 
@@ -159,8 +159,8 @@ def negative_binomial(mean, theta, shape=(1000, 200)):
 )
 def test_transport_to_another_dispersion_is_exact_and_keeps_the_cells_order(first, second):
     before, after = negative_binomial(*first), negative_binomial(*second)
-    counts = sample_counts(before, CellStreams(0, np.arange(1000)))
-    moved, mean, variance = transport_counts(counts, before, after, CellStreams(1, np.arange(1000)))
+    counts = sample_counts(before, CellStreams(0, np.arange(4000)))
+    moved, mean, variance = transport_counts(counts, before, after, CellStreams(1, np.arange(4000)))
     moved, (m, theta) = moved.toarray(), second
     np.testing.assert_allclose(moved.mean(), m, rtol=0.02)
     np.testing.assert_allclose(moved.var(), m + m**2 / theta, rtol=0.05)

@@ -219,7 +219,8 @@ def test_processes_and_predictions_train_and_generate(trained, process, predicti
     model.stages_ = {**model.stages_, "vae": {"status": "done", "epochs": 1}}
     model.train_diffusion(max_epochs=400, batch_size=128, **QUIET)
     latent = trained.get_latent_representation(give_mean=False)
-    made = model.generate(600, {"cell_type": trained.adata.obs["cell_type"]}, seed=0)
+    # Ten times the cells, so that the difference is that of the distributions and not of two small samples.
+    made = model.generate(6000, {"cell_type": np.tile(trained.adata.obs["cell_type"], 10)}, seed=0)
     for label in ("type_0", "type_1", "type_2"):
         a = latent[(trained.adata.obs["cell_type"] == label).to_numpy()]
         b = made.obsm["X_latent"][(made.obs["cell_type"] == label).to_numpy()]

@@ -11,6 +11,8 @@ from diffvi._random import CellStreams
 
 MAX_RATE = 1e7
 """Rates are capped here: numpy's Poisson overflows far above it, and no cell comes near it."""
+MANY = 2.0
+"""Clusters of molecules that a gene has on average, from which it is faster to draw its count on its own."""
 TINY = 1e-300
 """Keeps divisors and probabilities from zero."""
 SAME = 1e-6
@@ -18,7 +20,7 @@ SAME = 1e-6
 
 
 def sample_counts(px: Any, streams: CellStreams) -> sparse.csr_matrix:
-    """Draw integer counts from scvi's NB, ZINB or Poisson, each cell from its own stream.
+    r"""Draw integer counts from scvi's NB, ZINB or Poisson, each cell from its own stream.
 
     Parameters
     ----------
@@ -29,8 +31,14 @@ def sample_counts(px: Any, streams: CellStreams) -> sparse.csr_matrix:
 
     Returns
     -------
-    CSR matrix of ``int32`` counts, ``(n, G)``. A negative binomial of mean ``mu`` and inverse dispersion
-    ``theta`` is drawn as a Poisson whose rate is Gamma(theta, mu / theta).
+    CSR matrix of ``int32`` counts, ``(n, G)``.
+
+    Notes
+    -----
+    A negative binomial of mean :math:`\mu` and inverse dispersion :math:`\theta` is the sum of
+    :math:`\mathrm{Poisson}(\theta \log(1 + \mu / \theta))` clusters of logarithmic size (Quenouille 1949, *Biometrics* 5:162). The
+    clusters of all genes of a cell are one Poisson process over the genes, so that what is drawn goes with the molecules of the cell, not
+    with its genes. Genes of more than a few clusters are drawn as a Poisson whose rate is Gamma instead.
 
     Examples
     --------
@@ -45,19 +53,53 @@ def sample_counts(px: Any, streams: CellStreams) -> sparse.csr_matrix:
     >>> round(counts.mean()), round(counts.var())
     (5, 17)
     """
-    rate = _numpy(px.rate if hasattr(px, "rate") else px.mu)
-    theta = _numpy(px.theta) if hasattr(px, "theta") else None
-    zero_prob = _numpy(torch.sigmoid(px.zi_logits)) if hasattr(px, "zi_logits") else None
-    counts = np.empty(rate.shape, dtype=np.int32)
+    mean = _within(px.rate if hasattr(px, "rate") else px.mu)
+    theta = _within(px.theta) if hasattr(px, "theta") else None
+    clusters = mean if theta is None else theta * torch.log1p(mean / theta)
+    many = clusters > MANY
+    cumulative = clusters.masked_fill(many, 0.0).double().cumsum(1).cpu().numpy()
+    often_drawn = [np.flatnonzero(genes) for genes in many.cpu().numpy()]
+    share = None if theta is None else (mean / (mean + theta)).cpu().numpy()
+    zero_prob = torch.sigmoid(px.zi_logits).cpu().numpy() if hasattr(px, "zi_logits") else None
+    means, shapes = mean.cpu().numpy(), None if theta is None else theta.cpu().numpy()
+    genes, counts = [], []
     for i, stream in enumerate(streams):
-        mean = rate[i]
-        if theta is not None:
-            shape = theta[i] if theta.ndim == 2 else theta
-            mean = stream.standard_gamma(shape) * (mean / shape)
-        counts[i] = stream.poisson(np.minimum(mean, MAX_RATE))
+        of_gene = _sorted_places(cumulative[i], stream)
+        size = np.ones(len(of_gene), int) if share is None else stream.logseries(share[i, of_gene].astype(float))
+        if len(often := often_drawn[i]):
+            rate = means[i, often].astype(float)
+            if shapes is not None:
+                shape = shapes[i, often].astype(float)
+                rate = stream.standard_gamma(shape) * (rate / shape)
+            of_gene = np.concatenate([of_gene, often])
+            size = np.concatenate([size, stream.poisson(np.minimum(rate, MAX_RATE))])
         if zero_prob is not None:
-            counts[i, stream.random(rate.shape[1]) < zero_prob[i]] = 0
-    return sparse.csr_matrix(counts)
+            size[(stream.random(means.shape[1]) < zero_prob[i])[of_gene]] = 0
+        genes.append(of_gene)
+        counts.append(size)
+    ends = np.cumsum([0, *map(len, genes)])
+    drawn = sparse.csr_matrix((_joined(counts), _joined(genes), ends.astype(np.int32)), shape=means.shape)
+    drawn.sum_duplicates()
+    drawn.eliminate_zeros()
+    return drawn
+
+
+def _sorted_places(cumulative: np.ndarray, stream: np.random.Generator) -> np.ndarray:
+    """Points of a Poisson process over steps of the heights of ``cumulative``: the step of each, in order."""
+    total = cumulative[-1]
+    # Sums of exponential gaps, as a share of the last, are uniform numbers in order: no sorting.
+    gaps = stream.standard_exponential(stream.poisson(total) + 1).cumsum()
+    points = np.minimum(gaps[:-1] * (total / gaps[-1]), np.nextafter(total, 0.0))
+    return np.searchsorted(cumulative, points, side="right")
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays).astype(np.int32)
+
+
+def _within(x: torch.Tensor) -> torch.Tensor:
+    """Values kept from zero and from infinity; in single precision, which is what networks give."""
+    return x.detach().float().clamp(1e-10, 1e12)
 
 
 def transport_counts(

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import math
+import os
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +20,25 @@ class _QuietObsmField(ObsmField):
 
     def _setup_column_names(self, adata: AnnData) -> np.ndarray:
         return np.arange(adata.obsm[self.attr_key].shape[1])
+
+
+IN_MEMORY = 2**25
+"""Bytes of an array of latents above which it is kept in a file."""
+
+
+def large_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array to be filled; a large one lies in a temporary file without a name, which goes away with the array.
+
+    The system can then drop its pages from memory and read them again, so that latents do not have to fit. The file is in
+    the folder of :mod:`tempfile` (``TMPDIR``); without room there, or where room cannot be set aside, the array is in memory.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size > IN_MEMORY and hasattr(os, "posix_fallocate"):
+        # A hole in a file that the disk has no room for would end the process when it is written to.
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(prefix="diffvi_latents_") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, dtype, "r+", shape=shape)
+    return np.empty(shape, dtype)
 
 
 @dataclass

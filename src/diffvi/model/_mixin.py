@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from diffvi._exceptions import InvalidInputError, NotTrainedError
 from diffvi.data import ConditionVocabulary, LatentData, TrainingTable
 from diffvi.data._fields import CONDITIONS_KEY, ConditionsField
-from diffvi.module import LatentPrior
+from diffvi.module import CountVAE, LatentPrior
 from diffvi.nn import Attribute
 
 from ._distillation import DistillationMixin
@@ -44,6 +44,7 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, DistillationMix
     NOT_OURS: tuple[str, ...] = ()
     """Arguments of the plain scvi model that mean nothing here."""
 
+    _module_cls: type = CountVAE
     registry_: dict[str, Any]
     summary_stats: Any
 
@@ -130,38 +131,6 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, DistillationMix
         return [key for key in keys if key is not None]
 
     @torch.inference_mode()
-    def _latent_data(
-        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
-    ) -> tuple[LatentData, TrainingTable]:
-        """Posterior, codes, batch and covariates of cells, in the order asked for."""
-        adata = self._validate_anndata(self._own_cells(adata))  # type: ignore[attr-defined]
-        rows = np.arange(adata.n_obs)[slice(None) if indices is None else np.asarray(indices)]
-        # Backed data comes back sorted inside each minibatch, so ask in order and restore afterwards.
-        order, inverse = np.unique(rows, return_inverse=True)
-        loader = self._make_data_loader(adata=adata, indices=order, batch_size=batch_size)  # type: ignore[attr-defined]
-        device = next(self.module.parameters()).device
-        parts: dict[str, list[np.ndarray]] = {}
-        keys = {"batch": REGISTRY_KEYS.BATCH_KEY, "labels": REGISTRY_KEYS.LABELS_KEY}
-        keys |= {"cat_covs": REGISTRY_KEYS.CAT_COVS_KEY, "cont_covs": REGISTRY_KEYS.CONT_COVS_KEY}
-        for tensors in loader:
-            tensors = {k: v.to(device) for k, v in tensors.items()}
-            mean, scale = self._posterior_state(tensors)
-            values = {"mean": mean, "scale": scale, "codes": tensors[CONDITIONS_KEY]}
-            values |= {name: tensors[key] for name, key in keys.items() if key in tensors}
-            for name, value in values.items():
-                parts.setdefault(name, []).append(value.cpu().numpy())
-        whole = {name: np.concatenate(value)[inverse] for name, value in parts.items()}
-        latents = LatentData(whole["mean"], whole["scale"], whole["codes"].reshape(len(rows), -1))
-        table = TrainingTable(
-            codes=latents.codes,
-            log_library=whole["mean"][:, -1],
-            batch=whole["batch"].ravel().astype(int),
-            labels=whole["labels"].ravel().astype(int),
-            cat_covs=whole.get("cat_covs"),
-            cont_covs=whole.get("cont_covs"),
-        )
-        return latents, table
-
     def _own_cells(self, adata: AnnData | None) -> AnnData:
         """The cells that are given, or else the model's."""
         adata = self.adata if adata is None else adata  # type: ignore[attr-defined]

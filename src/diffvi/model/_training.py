@@ -1,29 +1,27 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scvi import settings
+from lightning.pytorch import LightningDataModule
 from scvi.dataloaders import DataSplitter
 from scvi.model._utils import use_distributed_sampler
 from scvi.model.base import UnsupervisedTrainingMixin
 
 from diffvi._exceptions import positive_int
-from diffvi.data import LatentData, TrainingTable
 from diffvi.data._store import digest
 from diffvi.train import DiffusionTrainingPlan, StageTrainRunner, VAETrainingPlan
 from diffvi.train._runner import DiffusionTrainRunner
 
+from ._latent_cells import LatentCellsMixin
 from ._training_length import epochs_for, n_validation, watch
 from ._training_progress import TrainingProgressMixin
 
 
-class StagedTrainingMixin(TrainingProgressMixin):
+class StagedTrainingMixin(LatentCellsMixin, TrainingProgressMixin):
     """Training in two stages: the VAE on counts, then the diffusion prior on its latents."""
 
     _training_plan_cls = VAETrainingPlan
@@ -59,6 +57,7 @@ class StagedTrainingMixin(TrainingProgressMixin):
         datasplitter_kwargs: dict[str, Any] | None = None,
         ckpt_path: str | Path | None = None,
         ckpt_every_n_epochs: int | None = None,
+        datamodule: LightningDataModule | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Train the VAE, then the diffusion prior on its latents.
@@ -90,6 +89,10 @@ class StagedTrainingMixin(TrainingProgressMixin):
             all is done.
         ckpt_every_n_epochs
             Epochs between checkpoints, which is what a crash can lose; ``None`` for about 20 checkpoints a stage.
+        datamodule
+            Cells to train on in place of the model's own, such as a :class:`scvi.dataloaders.AnnbatchDataModule` over more cells than fit
+            into memory. The model's AnnData, which may be a sample of them, has the same genes, and its batches and labels are those that
+            are known. The split and the size of the minibatches of the VAE are those of the data module.
         **trainer_kwargs
             Passed to :class:`scvi.train.Trainer` in both stages, such as ``logger`` or ``callbacks``.
 
@@ -100,7 +103,7 @@ class StagedTrainingMixin(TrainingProgressMixin):
         OutOfMemoryError
             If the memory does not suffice; the message names what to lower.
         InvalidInputError
-            If ``ckpt_path`` holds the progress of another training.
+            If ``ckpt_path`` holds the progress of another training, or ``datamodule`` has other genes, batches or labels than the model.
         OutputFileError
             If ``ckpt_path`` cannot be written.
         KeyboardInterrupt
@@ -127,6 +130,7 @@ class StagedTrainingMixin(TrainingProgressMixin):
             datasplitter_kwargs=datasplitter_kwargs,
             ckpt_path=ckpt_path,
             ckpt_every_n_epochs=ckpt_every_n_epochs,
+            datamodule=datamodule,
             **trainer_kwargs,
         )
         self.train_diffusion(
@@ -138,6 +142,7 @@ class StagedTrainingMixin(TrainingProgressMixin):
             plan_kwargs=diffusion_plan_kwargs,
             ckpt_path=ckpt_path,
             ckpt_every_n_epochs=ckpt_every_n_epochs,
+            datamodule=datamodule,
             **trainer_kwargs,
         )
 
@@ -147,6 +152,7 @@ class StagedTrainingMixin(TrainingProgressMixin):
         batch_size: int = 128,
         ckpt_path: str | Path | None = None,
         ckpt_every_n_epochs: int | None = None,
+        datamodule: LightningDataModule | None = None,
         **kwargs: Any,
     ) -> None:
         """Train stage 1 alone; the arguments are those of :meth:`train` for this stage.
@@ -161,6 +167,8 @@ class StagedTrainingMixin(TrainingProgressMixin):
             Cells in a minibatch.
         ckpt_path, ckpt_every_n_epochs
             Folder for the progress, and epochs between checkpoints.
+        datamodule
+            Cells to train on in place of the model's own.
         **kwargs
             Further arguments of :meth:`train`: ``accelerator``, ``devices``, ``early_stopping``, ``plan_kwargs``, those of the split, and
             of the trainer.
@@ -170,7 +178,8 @@ class StagedTrainingMixin(TrainingProgressMixin):
         TrainingError, OutOfMemoryError, OutputFileError, KeyboardInterrupt
             As of :meth:`train`.
         InvalidInputError
-            If the model has no data, the split leaves no cell to train on, or ``ckpt_path`` holds the progress of another training.
+            If the model has no data, the split leaves no cell to train on, ``ckpt_path`` holds the progress of another training, or
+            ``datamodule`` has other genes, batches or labels than the model.
 
         Examples
         --------
@@ -184,11 +193,16 @@ class StagedTrainingMixin(TrainingProgressMixin):
         adata = self._require_data()
         batch_size = positive_int("batch_size", batch_size)
         max_epochs = None if max_epochs is None else positive_int("max_epochs", max_epochs)
-        if max_epochs is None:
-            max_epochs = epochs_for(self.VAE_STEPS, 0.9 * adata.n_obs, batch_size, most=1000)
         external = (kwargs.get("datasplitter_kwargs") or {}).get("external_indexing")
         size, held_out = kwargs.get("train_size"), kwargs.get("validation_size")
-        n_held_out = len(external[1]) if external else n_validation(adata.n_obs, batch_size, size, held_out)
+        cells = self._conditioned(datamodule, **kwargs)
+        if cells is not None:
+            batch_size, n_training, n_held_out = cells.sizes(batch_size)
+        else:
+            n_training = 0.9 * adata.n_obs
+            n_held_out = len(external[1]) if external else n_validation(adata.n_obs, batch_size, size, held_out)
+        if max_epochs is None:
+            max_epochs = epochs_for(self.VAE_STEPS, n_training, batch_size, most=1000)
         watch(kwargs, "elbo_validation", max_epochs, n_held_out > 0)
         key = self.registry_["setup_args"].get("labels_key")
         if self.CLASSIFY_LABELS and key in self.vocabulary.entries:
@@ -204,20 +218,28 @@ class StagedTrainingMixin(TrainingProgressMixin):
                 *(kwargs.get(k) for k in ("plan_kwargs", "datasplitter_kwargs", "shuffle_set_split", "early_stopping")),
                 size,
                 held_out,
+                *(() if cells is None else (type(cells.datamodule).__name__, cells.n_obs)),
             ),
         }
         progress = self._progress("vae", ckpt_path, ckpt_every_n_epochs, told)
         if progress is not None:
             if progress.is_done:
                 return self._adopt(progress)
-            if progress.split is not None:
+            if progress.split is not None and cells is None:
                 given = kwargs.get("datasplitter_kwargs") or {}
                 kwargs["datasplitter_kwargs"] = {**given, "external_indexing": progress.split}
         self.module.train()
         self.module.prior.few_steps = None
         self.stages_ = {**self.stages_, "diffusion": {"status": "not trained", "epochs": 0}}
         # By name: some scvi models have a `train` with the arguments of a plan of their own.
-        UnsupervisedTrainingMixin.train(self, max_epochs=max_epochs, batch_size=batch_size, progress=progress, **kwargs)  # type: ignore[arg-type]
+        UnsupervisedTrainingMixin.train(  # type: ignore[misc]
+            self,  # type: ignore[arg-type]
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            datamodule=cells,
+            progress=progress,
+            **kwargs,
+        )
         if progress is not None and self.trainer.is_global_zero:  # type: ignore[attr-defined]
             progress.finish(self)
 
@@ -231,6 +253,7 @@ class StagedTrainingMixin(TrainingProgressMixin):
         plan_kwargs: dict[str, Any] | None = None,
         ckpt_path: str | Path | None = None,
         ckpt_every_n_epochs: int | None = None,
+        datamodule: LightningDataModule | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Train stage 2 alone, on the latents of a VAE that is trained already.
@@ -255,6 +278,8 @@ class StagedTrainingMixin(TrainingProgressMixin):
             Passed to :class:`~diffvi.train.DiffusionTrainingPlan`, such as ``{"lr": 1e-3}``.
         ckpt_path, ckpt_every_n_epochs
             Folder for the progress, and epochs between checkpoints.
+        datamodule
+            Cells to train on in place of the model's own.
         **trainer_kwargs
             Passed to :class:`scvi.train.Trainer`.
 
@@ -287,15 +312,16 @@ class StagedTrainingMixin(TrainingProgressMixin):
         if progress is not None and progress.is_done:
             return self._adopt(progress)
         self.module.prior.few_steps = None
-        latents, table = self._latent_data()  # type: ignore[attr-defined]
-        split = self._split(len(latents.mean))
+        latents, table, split = self._latents_to_train_on(self._conditioned(datamodule))
         if progress is not None:
             split = progress.split or split
             progress.keep_split(split)
         if self.replay_ is not None:
             latents, table, split = self._with_replay(latents, table, split)
         training = split[0]
-        self.module.prior.fit_standardiser(*(_tensor(v[training], self.module) for v in (latents.mean, latents.scale)))
+        self.module.prior.fit_standardiser(
+            torch.as_tensor(latents.mean), torch.as_tensor(latents.scale), torch.as_tensor(training)
+        )
         self.training_table_ = self._remembered(table.subset(training))
         latents, split = self._training_rows(latents, table, split)  # type: ignore[attr-defined]
         training = split[0]
@@ -329,40 +355,6 @@ class StagedTrainingMixin(TrainingProgressMixin):
     def _finish_diffusion(self) -> None:
         """What a model still has to fit when the prior is trained."""
 
-    def _with_replay(
-        self, latents: LatentData, table: TrainingTable, split: list[np.ndarray]
-    ) -> tuple[LatentData, TrainingTable, list[np.ndarray]]:
-        """Add the reference's cells, as its own prior drew them, to the training cells of a scArches query."""
-        replay = dict(self.replay_ or {})
-        state, n = replay.pop("state"), len(latents.mean)
-        # What the reference is remembered under may be more than the user's attributes, which come first.
-        more = replay["codes"].shape[1] - latents.codes.shape[1]
-        joined = LatentData(
-            np.concatenate([latents.mean, state]),
-            np.concatenate([latents.scale, np.zeros_like(state)]),
-            np.concatenate([np.pad(latents.codes, ((0, 0), (0, more)), constant_values=np.nan), replay["codes"]]),
-        )
-        replay["codes"] = replay["codes"][:, : latents.codes.shape[1]]
-        training = np.concatenate([split[0], n + np.arange(len(state))])
-        return joined, table.append(TrainingTable(**replay)), [training, *split[1:]]
-
-    def _split(self, n_obs: int) -> list[np.ndarray]:
-        """Training, validation and test rows: stage 1's if they fit these data, else a new 90 % split."""
-        stored = (self.train_indices_, self.validation_indices_, self.test_indices_)  # type: ignore[attr-defined]
-        split = [np.asarray([] if rows is None else rows, dtype=int) for rows in stored]
-        if np.array_equal(np.sort(np.concatenate(split)), np.arange(n_obs)):
-            return split
-        order = np.random.default_rng(settings.seed).permutation(n_obs)
-        return [order[: math.ceil(0.9 * n_obs)], order[math.ceil(0.9 * n_obs) :], np.array([], dtype=int)]
-
-    @staticmethod
-    def _remembered(table: TrainingTable) -> dict[str, Any]:
-        n = len(table.batch)
-        if n > TrainingTable.MAX_CELLS:
-            rng = np.random.default_rng(settings.seed)
-            table = table.subset(np.sort(rng.choice(n, TrainingTable.MAX_CELLS, replace=False)))
-        return dict(vars(table))
-
     @contextlib.contextmanager
     def _only_prior_trainable(self) -> Iterator[None]:
         """Freeze the VAE and free the denoiser (scArches may have frozen it); restore both afterwards."""
@@ -374,7 +366,3 @@ class StagedTrainingMixin(TrainingProgressMixin):
         finally:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
-
-
-def _tensor(values: np.ndarray, module: Any) -> torch.Tensor:
-    return torch.as_tensor(values, dtype=torch.float32, device=next(module.parameters()).device)

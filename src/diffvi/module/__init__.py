@@ -8,9 +8,12 @@ from ._multimodal import MultimodalVAE
 from ._prior import ORIGIN, LatentPrior
 from ._responses import Responses
 from ._surroundings import Frames, Surroundings
+from ._vae import CountNegativeBinomial, CountVAE
 
 __all__ = [
     "ORIGIN",
+    "CountNegativeBinomial",
+    "CountVAE",
     "EffectProcess",
     "EffectWeights",
     "FewSteps",

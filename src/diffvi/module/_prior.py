@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,11 @@ from ._distillation import FewSteps
 
 ORIGIN = "origin"
 """Name of the vector attribute that holds a state to start from, in the units of the data."""
+STANDARDISER_ROWS = 2**18
+"""Cells that are looked at in one go to standardise the state."""
+
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 @dataclass
@@ -29,8 +35,9 @@ class _WarmedUpAverage:
 
     decay: float
 
-    def __call__(self, averaged: Tensor, current: Tensor, n: Tensor | int) -> Tensor:
-        return torch.lerp(current, averaged, min(self.decay, (1 + float(n)) / (10 + float(n))))
+    def __call__(self, averaged: Tensors, current: Tensors, n: Tensor | int) -> None:
+        weight = 1 - min(self.decay, (1 + float(n)) / (10 + float(n)))
+        torch._foreach_lerp_(averaged, current, weight)
 
 
 class LatentPrior(nn.Module):
@@ -125,24 +132,41 @@ class LatentPrior(nn.Module):
         where = [c for a, c in zip(self.attributes, columns(self.attributes), strict=True) if a.name == ORIGIN]
         self.origin = where[0] if where else None
 
-        self.ema = AveragedModel(self.denoiser, avg_fn=_WarmedUpAverage(ema_decay))
+        self.ema = AveragedModel(self.denoiser, multi_avg_fn=_WarmedUpAverage(ema_decay))
         self.ema.requires_grad_(False)
         self.few_steps: FewSteps | None = None
         for name, value in (("shift", 0.0), ("scale", 1.0), ("low", -10.0), ("high", 10.0)):
             self.register_buffer(name, torch.full((d,), value))
 
     @torch.no_grad()
-    def fit_standardiser(self, mean: Tensor, sd: Tensor) -> None:
+    def fit_standardiser(self, mean: Tensor, sd: Tensor, rows: Tensor | None = None) -> None:
         """Set shift and scale from the posteriors ``N(mean, sd**2)`` of the training cells, shapes ``(n, d)``.
 
         Also records the box, half a standard deviation wider than the cells' range, to which data
         estimates are confined in sampling: strong guidance extrapolates, and the decoder's exponential
         would turn that into absurd counts.
+
+        Parameters
+        ----------
+        mean, sd
+            Posteriors of the state, ``(n, d)``.
+        rows
+            Rows of the training cells; ``None`` for all.
         """
-        self.shift.copy_(mean.mean(0))
-        self.scale.copy_((mean.var(0, correction=0) + sd.square().mean(0)).sqrt().clamp_min(1e-6))
-        self.low.copy_(self.standardise(mean - 2 * sd).amin(0) - 0.5)
-        self.high.copy_(self.standardise(mean + 2 * sd).amax(0) + 0.5)
+        rows = torch.arange(len(mean)) if rows is None else rows
+        n, d = len(rows), mean.shape[1]
+        total, squares = torch.zeros(2, d, dtype=torch.double)
+        low, high = torch.full((d,), math.inf), torch.full((d,), -math.inf)
+        # In blocks: what is given may lie in a file and be larger than the memory.
+        for block in rows.split(STANDARDISER_ROWS):
+            m, s = mean[block].cpu(), sd[block].cpu()
+            low, high = torch.minimum(low, (m - 2 * s).amin(0)), torch.maximum(high, (m + 2 * s).amax(0))
+            total += m.double().sum(0)
+            squares += (m.double().square() + s.double().square()).sum(0)
+        self.shift.copy_(total / n)
+        self.scale.copy_((squares / n - (total / n).square()).clamp_min(1e-12).sqrt())
+        self.low.copy_(self.standardise(low.to(self.shift)) - 0.5)
+        self.high.copy_(self.standardise(high.to(self.shift)) + 0.5)
 
     def standardise(self, u: Tensor) -> Tensor:
         """From the units of the data to those of the diffusion, ``(n, d)``."""
