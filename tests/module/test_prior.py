@@ -180,3 +180,16 @@ def test_the_mean_is_predicted_once_for_a_sample(monkeypatch):
     monkeypatch.setattr(LatentPrior, "mean", lambda self, codes: calls.append(1) or mean(self, codes))
     prior.sample(torch.randn(3, 2), torch.tensor([[0.0], [1.0], [1.0]]), get_sampler("heun"), 2)
     assert len(calls) == 1
+
+
+def test_standardiser_of_some_rows_in_blocks(monkeypatch):
+    torch.manual_seed(0)
+    mean, sd, rows = 5 + 3 * torch.randn(100, 2), torch.rand(100, 2), torch.randperm(100)[:70]
+    monkeypatch.setattr("diffvi.module._prior.STANDARDISER_ROWS", 9)
+    prior = LatentPrior(2)
+    prior.fit_standardiser(mean, sd, rows)
+    chosen, spread = mean[rows], sd[rows]
+    torch.testing.assert_close(prior.shift, chosen.mean(0))
+    torch.testing.assert_close(prior.scale, (chosen.var(0, correction=0) + spread.square().mean(0)).sqrt())
+    torch.testing.assert_close(prior.low, prior.standardise((chosen - 2 * spread).amin(0)) - 0.5)
+    torch.testing.assert_close(prior.high, prior.standardise((chosen + 2 * spread).amax(0)) + 0.5)

@@ -89,9 +89,21 @@ class ConditionedDataModule(LightningDataModule):
         return torch.tensor([codes.get(t, -1) for t in theirs])
 
     def __getattr__(self, name: str) -> Any:
-        if name == "datamodule" or name.startswith("__"):
+        # scvi's `train` would split anew.
+        if name in ("datamodule", "set_split", "set_batch_size") or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.datamodule, name)
+
+    def split(self, train_size: float | None, validation_size: float | None, shuffle: bool) -> None:
+        """Split the cells as asked for, if the data module can; raises if it cannot, and a part is asked for."""
+        if hasattr(self.datamodule, "set_split"):
+            if train_size is None and validation_size is None:
+                train_size = 0.9
+            self.datamodule.set_split(train_size=train_size, validation_size=validation_size, shuffle_set_split=shuffle)
+        elif train_size is not None or validation_size is not None:
+            raise InvalidInputError(
+                f"`train_size={train_size!r}` and `validation_size={validation_size!r}`: {type(self.datamodule).__name__} has its own split."
+            )
 
     def sizes(self, batch_size: int) -> tuple[int, int, int]:
         """Cells in a minibatch, if the data module does not say ``batch_size``; cells to train on, and validation cells."""

@@ -42,13 +42,10 @@ class LatentCellsMixin:
             whole = {name: values[inverse] for name, values in whole.items()}
         return _as_latents(whole)
 
-    def _conditioned(self, datamodule: Any, **split: Any) -> ConditionedDataModule | None:
-        """The data module with the model's codes; raises if a split is asked for that is the data module's to make."""
+    def _conditioned(self, datamodule: Any) -> ConditionedDataModule | None:
+        """The data module, if there is one, with the model's codes."""
         if datamodule is None:
             return None
-        for name in ("train_size", "validation_size", "datasplitter_kwargs"):
-            if split.get(name) is not None:
-                raise InvalidInputError(f"`{name}={split[name]!r}`: with `datamodule` the split is the data module's.")
         registry = self.adata_manager.data_registry  # type: ignore[attr-defined]
         return ConditionedDataModule(datamodule, self.registry_, registry, self.vocabulary)
 

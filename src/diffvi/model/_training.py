@@ -67,8 +67,8 @@ class StagedTrainingMixin(LatentCellsMixin, TrainingProgressMixin):
         max_epochs
             Epochs of the VAE; ``None`` for as many as make about 5,000 steps, between 20 and 1,000.
         max_epochs_diffusion
-            Epochs of the prior; ``None`` for as many as make about 5,000 steps (6,000 in TotalDiffusion), between 20 and 500 (beyond that it
-            memorises small data sets).
+            Epochs of the prior; ``None`` for as many as make about 5,000 steps (2,500 in LatentDiffusionSCVI, 6,000 in TotalDiffusion), between
+            20 and 500 (beyond that it memorises small data sets).
         accelerator, devices
             Where to train, as in :meth:`scvi.model.SCVI.train`.
         batch_size
@@ -92,7 +92,7 @@ class StagedTrainingMixin(LatentCellsMixin, TrainingProgressMixin):
         datamodule
             Cells to train on in place of the model's own, such as a :class:`scvi.dataloaders.AnnbatchDataModule` over more cells than fit
             into memory. The model's AnnData, which may be a sample of them, has the same genes, and its batches and labels are those that
-            are known. The split and the size of the minibatches of the VAE are those of the data module.
+            are known. The minibatches of the VAE are those of the data module, and so is the split if it has no ``set_split``.
         **trainer_kwargs
             Passed to :class:`scvi.train.Trainer` in both stages, such as ``logger`` or ``callbacks``.
 
@@ -195,8 +195,8 @@ class StagedTrainingMixin(LatentCellsMixin, TrainingProgressMixin):
         max_epochs = None if max_epochs is None else positive_int("max_epochs", max_epochs)
         external = (kwargs.get("datasplitter_kwargs") or {}).get("external_indexing")
         size, held_out = kwargs.get("train_size"), kwargs.get("validation_size")
-        cells = self._conditioned(datamodule, **kwargs)
-        if cells is not None:
+        if (cells := self._conditioned(datamodule)) is not None:
+            cells.split(size, held_out, kwargs.get("shuffle_set_split", True))
             batch_size, n_training, n_held_out = cells.sizes(batch_size)
         else:
             n_training = 0.9 * adata.n_obs
