@@ -67,7 +67,7 @@ class GenerationMixin:
             conditions and less diverse.
         n_steps
             Steps of the sampler; ``None`` for its default (5 for Heun, which evaluates the network twice a
-            step; 16 for DPM-Solver++, 20 for DDIM and Euler, 1000 for DDPM).
+            step, and 10 on the curved paths of ``"vp_cosine"`` and ``"vp_linear"``; 16 for DPM-Solver++, 20 for DDIM and Euler, 1000 for DDPM).
         sampler
             ``"heun"``, ``"dpmpp_2m"``, ``"ddim"``, ``"euler"`` or ``"ddpm"``; ``None`` for Heun, or for
             DPM-Solver++(2M) where the denoiser predicts the data, whose drift is inexact near the data.
@@ -203,8 +203,10 @@ class GenerationMixin:
         if sampler is None:
             sampler = "dpmpp_2m" if self.module.prior.prediction == "data" else "heun"
         one_of("sampler", sampler, SAMPLERS)
-        return sampler, (usual or self.GENERATION_STEPS)[sampler] if n_steps is None else positive_int(
-            "n_steps", n_steps
+        if n_steps is not None:
+            return sampler, positive_int("n_steps", n_steps)
+        return sampler, (usual or self.GENERATION_STEPS)[sampler] * (
+            2 if sampler == "heun" and self.module.prior.path.curved else 1
         )
 
     @torch.inference_mode()
@@ -268,11 +270,12 @@ class GenerationMixin:
         device = prior.shift.device
         table, all_codes = self._replayed(TrainingTable(**(self.training_table_ or {})))
         states = []
+        name, n_steps = self._sampler("heun", None, DEFAULT_STEPS)
         for start in range(0, len(all_codes), batch_size):
             rows = np.arange(start, min(start + batch_size, len(all_codes)))
             noise = CellStreams(0, rows).normal(prior.d).to(device)
             codes = torch.as_tensor(all_codes[rows], device=device)
-            states.append(prior.sample(noise, codes, get_sampler("heun"), DEFAULT_STEPS["heun"], 1.0).cpu().numpy())
+            states.append(prior.sample(noise, codes, get_sampler(name), n_steps, 1.0).cpu().numpy())
         return {"state": np.concatenate(states), **vars(table), "codes": all_codes}
 
     def _replayed(self, table: TrainingTable) -> tuple[TrainingTable, np.ndarray]:

@@ -49,6 +49,8 @@ class GaussianPath(ABC):
     """
 
     margin: float = 1e-3
+    curved: bool = False
+    """Whether data and noise are mixed along an arc, on which ODE solvers need about twice the steps."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -240,6 +242,8 @@ class CosineVP(GaussianPath):
     [1.0, 1.0, 1.0]
     """
 
+    curved = True
+
     def alpha(self, t: Tensor) -> Tensor:
         return torch.cos(0.5 * math.pi * t)
 
@@ -273,6 +277,8 @@ class LinearVP(GaussianPath):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    curved = True
 
     def _beta(self, t: Tensor) -> Tensor:
         return self.beta_min + t * (self.beta_max - self.beta_min)
