@@ -2,16 +2,21 @@
 
 import copy
 
+import numpy as np
+import pandas as pd
 import pytest
+import scvi
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from scvi.module import VAE
+from scvi.train import TrainingPlan
 
 from diffvi import InvalidInputError
 from diffvi.datasets import simulate_cells
 from diffvi.model import LatentDiffusionSCVI
 from diffvi.module import LatentPrior
-from diffvi.train import DiffusionTrainingPlan
+from diffvi.train import DiffusionTrainingPlan, VAETrainingPlan
+from diffvi.train._plans import adamw
 from tests.conftest import QUIET
 
 
@@ -64,3 +69,38 @@ def test_what_the_diffusion_stage_does_not_have_is_refused(kwargs, message):
     with pytest.raises(InvalidInputError, match=message):
         plan(**kwargs)
     plan(reduce_lr_on_plateau=False)
+
+
+def _trained(**kwargs):
+    scvi.settings.seed = 0
+    adata = simulate_cells(120, 12, n_types=2, mean_library=200)
+    LatentDiffusionSCVI.setup_anndata(adata, labels_key="cell_type")
+    model = LatentDiffusionSCVI(adata, n_hidden=8, n_latent=3)
+    model.train(max_epochs=3, max_epochs_diffusion=3, batch_size=32, check_val_every_n_epoch=1, **kwargs, **QUIET)
+    return model
+
+
+def test_metrics_that_are_handed_on_once_an_epoch_are_those_of_every_batch(monkeypatch):
+    ours = _trained().history_
+    monkeypatch.setattr(VAETrainingPlan, "log_dict", TrainingPlan.log_dict)
+    every_batch = _trained().history_
+    assert ours.keys() == every_batch.keys()
+    assert {"elbo_train", "reconstruction_loss_train", "kl_local_train", "elbo_validation"} <= ours.keys()
+    for name, values in ours.items():
+        pd.testing.assert_frame_equal(values, every_batch[name])
+
+
+def test_compiled_stages_learn_the_same_and_leave_a_plain_model():
+    compiled = {"compile": True, "compile_kwargs": {"backend": "eager"}}
+    plain, other = _trained(), _trained(plan_kwargs=dict(compiled), diffusion_plan_kwargs=dict(compiled))
+    for name in ("elbo_train", "diffusion_loss_train"):
+        np.testing.assert_allclose(*(m.history_[name].to_numpy(float) for m in (other, plain)), rtol=1e-4)
+    state = other.module.state_dict()
+    assert list(state) == list(plain.module.state_dict())
+    assert (copy.deepcopy(other).generate(5, seed=0).X != plain.generate(5, seed=0).X).nnz <= 1
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", False)])
+def test_the_fused_update_is_left_out_where_gradients_could_not_be_clipped(precision, fused):
+    trainer = Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
+    assert adamw([torch.nn.Parameter(torch.zeros(1))], trainer, lr=0.1).defaults["fused"] is fused

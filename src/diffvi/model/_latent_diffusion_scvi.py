@@ -70,6 +70,8 @@ class LatentDiffusionSCVI(DenoisingMixin, LatentDiffusionMixin, SCVI):
     (5, 765)
     """
 
+    DIFFUSION_STEPS = 2500
+
     def __init__(
         self,
         adata: AnnData | None = None,

@@ -144,7 +144,9 @@ class VAETrainingPlan(TrainingPlan):
             self.n_steps_kl_warmup = max(1, int(self._kl_warmup * n_steps))
         if self.optimizer_name == "Custom" or self.reduce_lr_on_plateau:
             return super().configure_optimizers()
-        trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad and not n.startswith("prior.")}
+        # A compiled module has the module inside.
+        named = ((n.removeprefix("_orig_mod."), p) for n, p in self.module.named_parameters())
+        trained = {n: p for n, p in named if p.requires_grad and not n.startswith("prior.")}
         dispersions = [p for n, p in trained.items() if n.split(".")[-1] in ("px_r", "py_r")]
         others = [p for n, p in trained.items() if n.split(".")[-1] not in ("px_r", "py_r")]
         if self.label_column is not None:
@@ -175,6 +177,8 @@ class DiffusionTrainingPlan(TrainingPlan):
         AdamW's epsilon.
     n_steps_warmup
         Steps over which the learning rate rises.
+    compile, compile_kwargs
+        Whether to train a denoiser that :func:`torch.compile` has compiled, and the arguments of that.
     **kwargs
         Passed to :class:`scvi.train.TrainingPlan`.
 
@@ -206,6 +210,8 @@ class DiffusionTrainingPlan(TrainingPlan):
         weight_decay: float = 1e-2,
         eps: float = 1e-8,
         n_steps_warmup: int = 200,
+        compile: bool = False,
+        compile_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         for name, only in (("optimizer", "AdamW"), ("reduce_lr_on_plateau", False)):
@@ -215,6 +221,7 @@ class DiffusionTrainingPlan(TrainingPlan):
                 )
         super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, **kwargs)
         self.n_steps_warmup = n_steps_warmup
+        self.compile_kwargs = (compile_kwargs or {}) if compile else None
 
     @property
     def prior(self) -> LatentPrior:
@@ -237,6 +244,12 @@ class DiffusionTrainingPlan(TrainingPlan):
     def on_fit_start(self) -> None:
         """Train the denoiser and nothing else."""
         self._set_modes()
+        if self.compile_kwargs is not None:
+            self.prior.denoiser.compile(**self.compile_kwargs)
+
+    def teardown(self, stage: str) -> None:
+        """Leave the denoiser as it was, which files and copies need."""
+        self.prior.denoiser._compiled_call_impl = None
 
     def on_train_epoch_start(self) -> None:
         """Train the denoiser and nothing else, in every epoch anew."""
