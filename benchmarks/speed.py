@@ -2,7 +2,7 @@
 
 Run: python benchmarks/speed.py training DATA [--threads 1]     both stages beside `scvi.model.SCVI.train()` as it comes
      python benchmarks/speed.py profile DATA                    where a stage's time goes
-     python benchmarks/speed.py steps DATA                      quality and time of samplers with few evaluations, distilled ones too
+     python benchmarks/speed.py steps DATA [--figures FOLDER]   quality and time of samplers with few evaluations, distilled ones too, and of guidance
      python benchmarks/speed.py memory                          peak memory of generation to disk, 10,000 to 200,000 cells
      python benchmarks/speed.py scale [--cells 100000 ...]      training on simulated cells in a file, memory and time
      python benchmarks/speed.py --help
@@ -19,6 +19,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -32,10 +33,11 @@ import scvi
 import torch
 from scipy import sparse
 
+import diffvi
 from diffvi._random import CellStreams
 from diffvi.benchmark import split_cells
 from diffvi.data import TrainingTable
-from diffvi.metrics import classifier_two_sample, energy_distance
+from diffvi.metrics import classifier_two_sample, energy_distance, evaluate_generation
 from diffvi.model import LatentDiffusionSCVI
 from diffvi.process import get_sampler
 
@@ -146,13 +148,36 @@ def steps(arguments: argparse.Namespace) -> None:
         )
         print(pd.DataFrame(rows).round(3).to_string(index=False), flush=True)
 
-    print(f"RF AUC of two halves of the test cells: {classifier_two_sample(test.X[::2], test.X[1::2]):.3f}")
+    floor = classifier_two_sample(test.X[::2], test.X[1::2])
+    print(f"RF AUC of two halves of the test cells: {floor:.3f}")
+    scales = guidance(model, train, test)
+    print(scales.groupby("guidance_scale")[list(GUIDANCE_SCORES)].mean().round(3).to_string(), flush=True)
     for name, n_steps in SAMPLERS:
         score(name, n_steps, n_steps * (2 if name == "heun" else 1))
     for n_steps in (1, 2, 4):
         begin = time.perf_counter()
         model.distill(n_steps, show_progress=False)
         score("distilled", n_steps, n_steps, time.perf_counter() - begin)
+    if arguments.figures:
+        curves = pd.DataFrame(rows).rename(columns={"evaluations": "n_evaluations", "RF AUC": "rf_auc_genes"})
+        folder = Path(arguments.figures)
+        diffvi.pl.nfe_quality(curves, "rf_auc_genes", floor, show=False, save=folder / "nfe_quality.svg")
+        diffvi.pl.guidance_diversity(scales, show=False, save=folder / "guidance_diversity.svg")
+
+
+GUIDANCE_SCORES = ("rf_auc_genes", "label_agreement", "precision", "recall", "coverage")
+
+
+def guidance(model: LatentDiffusionSCVI, train: ad.AnnData, test: ad.AnnData) -> pd.DataFrame:
+    """What guidance by the label buys and costs, three draws a scale."""
+    rows = []
+    for scale in (0.5, 1.0, 1.25, 1.5, 2.0, 3.0):
+        for seed in range(3):
+            labels = test.obs["cell_type"].tolist()
+            made = model.generate(len(labels), {"cell_type": labels}, guidance_scale=scale, seed=seed)
+            scores = evaluate_generation(test, made, train, "cell_type", n_resamples=0, floor=False, seed=seed)["value"]
+            rows.append({"guidance_scale": scale, **{name: scores[name] for name in GUIDANCE_SCORES}})
+    return pd.DataFrame(rows)
 
 
 def decoding_seconds(model: LatentDiffusionSCVI, n_obs: int) -> float:
@@ -170,6 +195,20 @@ def decoding_seconds(model: LatentDiffusionSCVI, n_obs: int) -> float:
 def peak() -> float:
     """Largest memory of this process so far, GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Unmapped(threading.Thread):
+    """Largest memory of this process that no file stands behind, GiB (Linux): pages of a file can be dropped and read again."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.gib = 0.0
+
+    def run(self) -> None:
+        while True:
+            status = Path("/proc/self/status").read_text()
+            self.gib = max(self.gib, int(status.split("RssAnon:")[1].split()[0]) / 2**20)
+            time.sleep(0.02)
 
 
 def in_process(name: str, **kwargs: object) -> dict[str, float]:
@@ -252,6 +291,8 @@ def fit(folder: str, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     adata = ad.read_h5ad(f"{folder}/cells.h5ad", backed="r")
     times = {}
+    unmapped = Unmapped()
+    unmapped.start()
     start = time.perf_counter()
     LatentDiffusionSCVI.setup_anndata(adata, labels_key="cell_type")
     model = LatentDiffusionSCVI(adata)
@@ -262,6 +303,7 @@ def fit(folder: str, threads: int) -> dict[str, float]:
         run(max_epochs=1, batch_size=1024, **QUIET)
         times[f"{name}_s"] = time.perf_counter() - start
         times[f"{name}_gib"] = peak()
+        times[f"{name}_unmapped_gib"] = unmapped.gib
     return times
 
 
@@ -274,6 +316,8 @@ def main() -> None:
         command.add_argument("--threads", type=int, default=1)
         if name in ("training", "profile", "steps"):
             command.add_argument("data", help="folder of real data")
+            if name == "steps":
+                command.add_argument("--figures", help="folder to draw the curves into")
         else:
             command.add_argument("--cells", type=int, nargs="*")
             command.add_argument("--genes", type=int, default=2000)

@@ -26,12 +26,9 @@ from diffvi.benchmark import split_cells
 from diffvi.benchmark._demo import quiet_lightning
 from diffvi.metrics import classifier_two_sample, label_agreement
 from diffvi.model import LatentDiffusionSCVI
+from diffvi.model._training_length import epochs_for
 
 QUIET = {"enable_progress_bar": False}
-
-
-def epochs(n_steps: int, n_cells: int, batch_size: int) -> int:
-    return math.ceil(n_steps / math.ceil(n_cells / batch_size))
 
 
 def matched(rng: np.random.Generator, have: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -75,7 +72,7 @@ def main() -> None:
             LatentDiffusionSCVI.setup_anndata(adata, labels_key="cell_type", batch_key=arguments.batch_key)
             model = LatentDiffusionSCVI(adata)
             begin = time.perf_counter()
-            model.train_vae(train_size=1.0, max_epochs=epochs(n_steps, adata.n_obs, 128), **QUIET)
+            model.train_vae(train_size=1.0, max_epochs=epochs_for(n_steps, adata.n_obs, 128, most=1000), **QUIET)
             seconds = time.perf_counter() - begin
             first = first or model
             latents, table = model._latent_data()
@@ -100,19 +97,26 @@ def main() -> None:
         for n_steps in arguments.diffusion_steps:
             scvi.settings.seed = seed
             begin = time.perf_counter()
-            first.train_diffusion(max_epochs=epochs(n_steps, train.n_obs, 256), **QUIET)
+            first.train_diffusion(max_epochs=epochs_for(n_steps, train.n_obs, 256, most=1000), **QUIET)
             seconds = time.perf_counter() - begin
             prior = first.module.prior.eval()
             tensors = [torch.as_tensor(v, dtype=torch.float32) for v in (held.mean, held.scale, held.codes)]
             with torch.no_grad():
-                loss = np.mean([float(prior.loss(*(v.repeat(5, 1) for v in tensors)))])
+                loss = float(prior.loss(*(v.repeat(5, 1) for v in tensors)))
             scores = []
             for draw in range(arguments.draws):
                 made = first.generate(validation.n_obs, conditions=asked, seed=draw)
                 scores.append(score(made.X, labels, draw))
             auc, agreement = np.mean(scores, 0)
             record(
-                stage=2, seed=seed, steps=n_steps, rf_auc=auc, agreement=agreement, ppc=0.0, loss=loss, seconds=seconds
+                stage=2,
+                seed=seed,
+                steps=n_steps,
+                rf_auc=auc,
+                agreement=agreement,
+                ppc=math.nan,
+                loss=loss,
+                seconds=seconds,
             )
     table = pd.DataFrame(rows).groupby(["stage", "steps"]).agg(["mean", "std"]).drop(columns="seed")
     print(table.round(3).to_string())

@@ -50,6 +50,27 @@ def test_streams_of_different_cells_are_uncorrelated():
     assert abs(noise.std() - 1) < 0.01
 
 
+@pytest.mark.parametrize(("mu", "theta"), [(1e3, 1e-3), (10.0, 1e-4), (1e4, 0.1), (1e6, 2.0), (0.01, 1e-4), (3.0, 1e9)])
+def test_extreme_dispersions(mu, theta):
+    n = 2_000_000
+    px = NegativeBinomial(mu=torch.full((2000, 1000), mu), theta=torch.full((1000,), theta))
+    counts = sample_counts(px, CellStreams(0, np.arange(2000)))
+    assert counts.min() == 0 or theta > 1
+    sd = np.sqrt((mu + mu**2 / theta) / n)
+    assert abs(counts.sum(dtype=float) / n - mu) < 4 * sd
+    zero = (1 + mu / theta) ** -theta
+    assert abs(1 - counts.nnz / n - zero) < 4 * np.sqrt(zero * (1 - zero) / n)
+
+
+def test_matrices_are_canonical_and_may_be_empty():
+    px = NegativeBinomial(mu=torch.rand(50, 80) * 4, theta=torch.full((80,), 0.5))
+    counts = sample_counts(px, CellStreams(0, np.arange(50)))
+    assert counts.has_canonical_format
+    assert (counts.data > 0).all()
+    none = NegativeBinomial(mu=torch.rand(0, 80), theta=torch.full((80,), 0.5))
+    assert sample_counts(none, CellStreams(0, [])).shape == (0, 80)
+
+
 def test_huge_rates_do_not_overflow():
     px = Poisson(rate=torch.tensor([[1e30, 1.0]]))
     x = sample_counts(px, CellStreams(0, [0]))

@@ -32,6 +32,22 @@ def test_log_probability_and_gradients_are_those_of_scvi(shape):
         torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("theta", [1e-4, 1.0, 1e6, 1e8])
+def test_extreme_dispersions_are_exact(theta):
+    x, mu = torch.tensor([[3.0, 0.0, 1.0, 40.0] + 20 * [0.0]]), torch.full((1, 24), 2.0)
+    exact = NegativeBinomial(mu=mu.double(), theta=torch.full((24,), min(theta, 1e6)).double()).log_prob(x.double())
+    ours = CountNegativeBinomial(mu=mu, theta=torch.full((24,), theta)).log_prob(x)
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=2e-3)
+
+
+def test_scvi_still_knows_how_to_ask_for_expression_and_markers(trained):
+    batches = trained.adata.obs["batch"].unique()
+    one, other = (trained.get_normalized_expression(transform_batch=b, return_numpy=True) for b in batches)
+    assert np.abs(one - other).max() > 0
+    found = trained.differential_expression(groupby="cell_type", group1="type_0", group2="type_1", silent=True)
+    assert len(found) == trained.adata.n_vars
+
+
 def test_gradients_are_the_derivatives():
     x, mu, theta = _parameters((50,), torch.float64)
     x, mu, theta = x[2:5, :8], mu[2:5, :8].detach().requires_grad_(), theta[:8].detach().requires_grad_()

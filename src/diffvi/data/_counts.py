@@ -13,6 +13,8 @@ MAX_RATE = 1e7
 """Rates are capped here: numpy's Poisson overflows far above it, and no cell comes near it."""
 MANY = 2.0
 """Clusters of molecules that a gene has on average, from which it is faster to draw its count on its own."""
+HUGE = 1e3
+"""Mean over inverse dispersion from which the same holds."""
 TINY = 1e-300
 """Keeps divisors and probabilities from zero."""
 SAME = 1e-6
@@ -57,15 +59,20 @@ def sample_counts(px: Any, streams: CellStreams) -> sparse.csr_matrix:
     theta = _within(px.theta) if hasattr(px, "theta") else None
     clusters = mean if theta is None else theta * torch.log1p(mean / theta)
     many = clusters > MANY
-    cumulative = clusters.masked_fill(many, 0.0).double().cumsum(1).cpu().numpy()
+    if theta is not None:
+        # Where clusters are few and huge, their logarithmic sizes are lost in rounding.
+        many |= mean > HUGE * theta
+    cumulative = clusters.masked_fill(many, 0.0).cpu().double().cumsum(1).numpy()
     often_drawn = [np.flatnonzero(genes) for genes in many.cpu().numpy()]
-    share = None if theta is None else (mean / (mean + theta)).cpu().numpy()
     zero_prob = torch.sigmoid(px.zi_logits).cpu().numpy() if hasattr(px, "zi_logits") else None
     means, shapes = mean.cpu().numpy(), None if theta is None else theta.cpu().numpy()
-    genes, counts = [], []
+    genes, counts = [np.empty(0, int)], [np.empty(0, int)]
     for i, stream in enumerate(streams):
         of_gene = _sorted_places(cumulative[i], stream)
-        size = np.ones(len(of_gene), int) if share is None else stream.logseries(share[i, of_gene].astype(float))
+        size = np.ones(len(of_gene), int)
+        if shapes is not None:
+            share = means[i, of_gene].astype(float)
+            size = stream.logseries(share / (share + shapes[i, of_gene]))
         if len(often := often_drawn[i]):
             rate = means[i, often].astype(float)
             if shapes is not None:
@@ -77,7 +84,7 @@ def sample_counts(px: Any, streams: CellStreams) -> sparse.csr_matrix:
             size[(stream.random(means.shape[1]) < zero_prob[i])[of_gene]] = 0
         genes.append(of_gene)
         counts.append(size)
-    ends = np.cumsum([0, *map(len, genes)])
+    ends = np.cumsum([len(part) for part in genes])
     drawn = sparse.csr_matrix((_joined(counts), _joined(genes), ends.astype(np.int32)), shape=means.shape)
     drawn.sum_duplicates()
     drawn.eliminate_zeros()

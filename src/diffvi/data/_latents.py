@@ -30,7 +30,7 @@ def large_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An array to be filled; a large one lies in a temporary file without a name, which goes away with the array.
 
     The system can then drop its pages from memory and read them again, so that latents do not have to fit. The file is in
-    the folder of :mod:`tempfile` (``TMPDIR``); without room there, or where room cannot be set aside, the array is in memory.
+    the folder of :mod:`tempfile` (``TMPDIR``), which should be on a disk; without room there, or where room cannot be set aside, the array is in memory.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size > IN_MEMORY and hasattr(os, "posix_fallocate"):

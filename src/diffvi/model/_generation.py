@@ -270,7 +270,7 @@ class GenerationMixin:
         device = prior.shift.device
         table, all_codes = self._replayed(TrainingTable(**(self.training_table_ or {})))
         states = []
-        name, n_steps = self._sampler("heun", None, DEFAULT_STEPS)
+        name, n_steps = self._sampler(None, None)
         for start in range(0, len(all_codes), batch_size):
             rows = np.arange(start, min(start + batch_size, len(all_codes)))
             noise = CellStreams(0, rows).normal(prior.d).to(device)

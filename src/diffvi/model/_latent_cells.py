@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
+from scvi.model._utils import use_distributed_sampler
 from torch import Tensor
 
 from diffvi._exceptions import InvalidInputError
@@ -21,6 +22,9 @@ from diffvi.data._latents import large_array
 
 class LatentCellsMixin:
     """Encodes cells, from an AnnData or a data module, and splits them."""
+
+    TAKES_DATAMODULE: ClassVar[bool] = False
+    """Whether minibatches of counts, batches and labels are all that the model learns from."""
 
     module: Any
     adata: Any
@@ -42,12 +46,20 @@ class LatentCellsMixin:
             whole = {name: values[inverse] for name, values in whole.items()}
         return _as_latents(whole)
 
-    def _conditioned(self, datamodule: Any) -> ConditionedDataModule | None:
+    def _conditioned(self, datamodule: Any, strategy: Any = None) -> ConditionedDataModule | None:
         """The data module, if there is one, with the model's codes."""
         if datamodule is None:
             return None
+        if use_distributed_sampler(strategy):
+            raise InvalidInputError(f"`strategy={strategy!r}`: with `datamodule` training runs in one process.")
+        if not self.TAKES_DATAMODULE:
+            raise InvalidInputError(
+                f"`datamodule`: {type(self).__name__} learns from more than counts, batches and labels; only LatentDiffusionSCVI takes one."
+            )
         registry = self.adata_manager.data_registry  # type: ignore[attr-defined]
-        return ConditionedDataModule(datamodule, self.registry_, registry, self.vocabulary)
+        cells = ConditionedDataModule(datamodule, self.registry_, registry, self.vocabulary)
+        cells.check()
+        return cells
 
     def _latents_to_train_on(
         self, datamodule: ConditionedDataModule | None
@@ -56,7 +68,6 @@ class LatentCellsMixin:
         if datamodule is None:
             latents, table = self._latent_data()
             return latents, table, self._split(len(latents.mean))
-        datamodule.setup("fit")
         n_training = 0
 
         def training() -> Iterable[dict[str, Tensor]]:
@@ -78,7 +89,7 @@ class LatentCellsMixin:
         keys |= {"cat_covs": REGISTRY_KEYS.CAT_COVS_KEY, "cont_covs": REGISTRY_KEYS.CONT_COVS_KEY}
         start = 0
         for tensors in batches:
-            tensors = {k: v.to(device) for k, v in tensors.items() if v is not None}
+            tensors = {k: v.to(device) for k, v in tensors.items()}
             mean, scale = self._posterior_state(tensors)  # type: ignore[attr-defined]
             if start + len(mean) > n_obs:
                 raise InvalidInputError(f"`datamodule` gives more cells than the {n_obs} of its `n_obs`.")

@@ -71,6 +71,7 @@ class LatentDiffusionSCVI(DenoisingMixin, LatentDiffusionMixin, SCVI):
     """
 
     DIFFUSION_STEPS = 2500
+    TAKES_DATAMODULE = True
 
     def __init__(
         self,

@@ -130,7 +130,6 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, DistillationMix
             keys.append(setup.get("labels_key"))
         return [key for key in keys if key is not None]
 
-    @torch.inference_mode()
     def _own_cells(self, adata: AnnData | None) -> AnnData:
         """The cells that are given, or else the model's."""
         adata = self.adata if adata is None else adata  # type: ignore[attr-defined]

@@ -76,7 +76,7 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         unseen
             ``"mean"`` to predict the mean effect where nothing is known of a perturbation, which is otherwise refused.
         guidance_scale, n_steps, sampler
-            As in :meth:`generate`, but for the default of 2 steps of Heun.
+            As in :meth:`generate`, but for the default of 2 steps of Heun (4 on curved paths).
         key_added
             Writes ``layers[key_added]`` (counts), ``layers[key_added + "_mean"]`` and ``layers[key_added + "_std"]`` (of the
             counts), ``obsm["X_" + key_added]`` (latent), ``obsm["X_" + key_added + "_delta"]`` (its change),

@@ -90,9 +90,10 @@ class StagedTrainingMixin(LatentCellsMixin, TrainingProgressMixin):
         ckpt_every_n_epochs
             Epochs between checkpoints, which is what a crash can lose; ``None`` for about 20 checkpoints a stage.
         datamodule
-            Cells to train on in place of the model's own, such as a :class:`scvi.dataloaders.AnnbatchDataModule` over more cells than fit
+            Cells to train on in place of the model's own, such as ``scvi.dataloaders.AnnbatchDataModule`` (scvi-tools 1.5) over more cells than fit
             into memory. The model's AnnData, which may be a sample of them, has the same genes, and its batches and labels are those that
-            are known. The minibatches of the VAE are those of the data module, and so is the split if it has no ``set_split``.
+            are known. The minibatches of the VAE are those of the data module, and so is the split if it has no ``set_split``. In one process,
+            for LatentDiffusionSCVI without covariates and further conditions.
         **trainer_kwargs
             Passed to :class:`scvi.train.Trainer` in both stages, such as ``logger`` or ``callbacks``.
 
@@ -195,7 +196,7 @@ class StagedTrainingMixin(LatentCellsMixin, TrainingProgressMixin):
         max_epochs = None if max_epochs is None else positive_int("max_epochs", max_epochs)
         external = (kwargs.get("datasplitter_kwargs") or {}).get("external_indexing")
         size, held_out = kwargs.get("train_size"), kwargs.get("validation_size")
-        if (cells := self._conditioned(datamodule)) is not None:
+        if (cells := self._conditioned(datamodule, kwargs.get("strategy"))) is not None:
             cells.split(size, held_out, kwargs.get("shuffle_set_split", True))
             batch_size, n_training, n_held_out = cells.sizes(batch_size)
         else:
@@ -258,7 +259,7 @@ class StagedTrainingMixin(LatentCellsMixin, TrainingProgressMixin):
     ) -> None:
         """Train stage 2 alone, on the latents of a VAE that is trained already.
 
-        The VAE is frozen, the split is that of stage 1. Logs ``diffusion_loss_train`` and
+        The VAE is frozen, the split is that of stage 1, or of the data module. Logs ``diffusion_loss_train`` and
         ``diffusion_loss_validation``. The arguments are those of :meth:`train` for this stage.
 
         After scArches surgery (:meth:`load_query_data`) the prior also trains on cells that the reference's prior
@@ -279,7 +280,7 @@ class StagedTrainingMixin(LatentCellsMixin, TrainingProgressMixin):
         ckpt_path, ckpt_every_n_epochs
             Folder for the progress, and epochs between checkpoints.
         datamodule
-            Cells to train on in place of the model's own.
+            Cells to train on in place of the model's own; their split is as the data module has it.
         **trainer_kwargs
             Passed to :class:`scvi.train.Trainer`.
 
@@ -302,17 +303,20 @@ class StagedTrainingMixin(LatentCellsMixin, TrainingProgressMixin):
         self._require("vae")  # type: ignore[attr-defined]
         batch_size = positive_int("batch_size", batch_size)
         max_epochs = None if max_epochs is None else positive_int("max_epochs", max_epochs)
+        cells = self._conditioned(datamodule, trainer_kwargs.get("strategy"))
         told = {
             "max_epochs": max_epochs,
             "batch_size": batch_size,
-            "settings": digest(plan_kwargs, early_stopping),
+            "settings": digest(
+                plan_kwargs, early_stopping, *(() if cells is None else (type(cells.datamodule).__name__, cells.n_obs))
+            ),
             "vae": digest(*self._weights(prior=False)),
         }
         progress = self._progress("diffusion", ckpt_path, ckpt_every_n_epochs, told)
         if progress is not None and progress.is_done:
             return self._adopt(progress)
         self.module.prior.few_steps = None
-        latents, table, split = self._latents_to_train_on(self._conditioned(datamodule))
+        latents, table, split = self._latents_to_train_on(cells)
         if progress is not None:
             split = progress.split or split
             progress.keep_split(split)

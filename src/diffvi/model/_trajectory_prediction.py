@@ -75,7 +75,7 @@ class TrajectoryPredictionMixin(TrajectoryMovesMixin):
             ``"transport"``: move the cell's own counts by the ratio of the decoded rates
             (:func:`~diffvi.data.transport_counts`), which keeps what the latent does not hold. ``"resample"``: draw new counts.
         guidance_scale, n_steps, sampler
-            As in :meth:`generate`, but for the default of 4 steps of Heun in each move.
+            As in :meth:`generate`, but for the default of 4 steps of Heun (8 on curved paths) in each move.
         seed
             With the same seed a cell's result is the same, whichever other cells are given.
         batch_size

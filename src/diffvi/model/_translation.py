@@ -57,7 +57,7 @@ class TranslationMixin(TranslationDrawsMixin):
             Tell the prior the cells' labels and other attributes too. Labels that were made from proteins would tell it
             more than RNA knows.
         guidance_scale, n_steps, sampler
-            As in :meth:`generate`, but for the default of 3 steps of Heun.
+            As in :meth:`generate`, but for the default of 3 steps of Heun (6 on curved paths).
         key_added
             Writes data frames, cells by proteins, into ``obsm``: ``key_added`` (expected counts), ``key_added + "_std"``
             (their standard deviation over draws), ``"_log1p"`` (expectation of the ``log1p`` counts, on which methods are

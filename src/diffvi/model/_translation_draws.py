@@ -185,11 +185,12 @@ class TranslationDrawsMixin(SourceMixin):
             return
         for modality, source in held.items():
             n = len(source.codes)
+            name, n_steps = self._sampler(None, None, USUAL_STEPS)  # type: ignore[attr-defined]
             draws = self._translation_draws(
                 source.codes,
                 16,
-                get_sampler("heun"),
-                USUAL_STEPS["heun"],
+                get_sampler(name),
+                n_steps,
                 self.vocabulary.scales(1.0),
                 CellStreams(0, np.arange(n)),
             )

@@ -15,32 +15,33 @@ from torch import Tensor, nn
 class _LogNegativeBinomial(torch.autograd.Function):
     """Log probability and its derivatives, with gamma functions at the counts that are not zero alone.
 
-    Of counts that are zero only ``-theta * log(1 + mu / theta)`` is left, and nine in ten counts are zero.
+    Of counts that are zero only ``-theta * log(1 + mu / theta)`` is left, and most counts are zero.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mu: Tensor, theta: Tensor, eps: float) -> Tensor:
-        where = x.nonzero(as_tuple=True)
+    def forward(ctx: Any, x: Tensor, mu: Tensor, theta: Tensor, eps: float, *where: Tensor) -> Tensor:
         log_odds = (mu / theta).log1p_()
         log_prob = -(x + theta) * log_odds
-        theta_there, k, rate = theta.expand_as(x)[where], x[where], mu[where]
-        beta = torch.lgamma(k + theta_there) - torch.lgamma(theta).expand_as(x)[where] - torch.lgamma(k + 1)
-        log_prob[where] += k * ((rate + eps) / theta_there).log() + beta
+        # In double precision: for large theta a gamma function is taken from one almost as large.
+        theta_there, k, rate = (v[where].double() for v in (theta.expand_as(x), x, mu))
+        beta = torch.lgamma(k + theta_there) - torch.lgamma(theta.double()).expand_as(x)[where] - torch.lgamma(k + 1)
+        log_prob[where] += (k * ((rate + eps) / theta_there).log() + beta).to(x.dtype)
         ctx.save_for_backward(x, mu, theta, log_odds, *where)
         ctx.eps = eps
         return log_prob
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, mu, theta, log_odds, *where = ctx.saved_tensors
         where = tuple(where)
-        theta_there, k, total = theta.expand_as(x)[where], x[where], mu + theta
+        theta_there, k, total = theta.expand_as(x)[where].double(), x[where], mu + theta
         for_mu = -(x + theta) / total
         for_mu[where] += k / (mu[where] + ctx.eps)
         for_theta = (mu - x).div_(total).sub_(log_odds)
-        for_theta[where] += torch.digamma(k + theta_there) - torch.digamma(theta).expand_as(x)[where]
-        return None, for_mu * grad, (for_theta * grad).sum_to_size(theta.shape), None
+        more = torch.digamma(k + theta_there) - torch.digamma(theta.double()).expand_as(x)[where]
+        for_theta[where] += more.to(x.dtype)
+        return None, for_mu * grad, (for_theta * grad).sum_to_size(theta.shape), None, None, None
 
 
 class CountNegativeBinomial(NegativeBinomial):
@@ -49,7 +50,7 @@ class CountNegativeBinomial(NegativeBinomial):
     .. math:: \log p(x) = -(x + \theta) \log\!\left(1 + \tfrac{\mu}{\theta}\right) + \left[x > 0\right] \left(x \log \tfrac{\mu}{\theta}
         + \log \frac{\Gamma(x + \theta)}{\Gamma(\theta)\, x!}\right)
 
-    is the same number, and the step of training a sixth to a third shorter on sparse counts on a CPU. On accelerators,
+    is the same number, and takes a third of the time on a CPU where few counts are not zero. On accelerators,
     which would have to wait to learn where counts are not zero, it is scvi's.
 
     Parameters
@@ -76,13 +77,14 @@ class CountNegativeBinomial(NegativeBinomial):
         mu, theta = self.mu, self.theta
         if value.shape != mu.shape or value.ndim != 2 or value.device.type != "cpu" or self._validate_args:
             return super().log_prob(value)
-        if value.count_nonzero() > self.DENSE * value.numel():
+        where = value.nonzero(as_tuple=True)
+        if len(where[0]) > self.DENSE * value.numel():
             return super().log_prob(value)
         if theta.stride(0) == 0:
             # One dispersion a gene, broadcast by scvi: its gamma functions are needed once.
             theta = theta[:1]
         dtype = torch.promote_types(torch.promote_types(mu.dtype, theta.dtype), torch.float32)
-        result = _LogNegativeBinomial.apply(value.to(dtype), mu.to(dtype), theta.to(dtype), self._eps)
+        result = _LogNegativeBinomial.apply(value.to(dtype), mu.to(dtype), theta.to(dtype), self._eps, *where)
         assert isinstance(result, Tensor)
         return result
 
@@ -120,7 +122,9 @@ class CountVAE(VAE):
             layer = self.decoder.px_dropout_decoder
             self.decoder.px_dropout_decoder = _Unused(layer.in_features, layer.out_features)
 
+    # scvi looks at the arguments.
     @auto_move_data
+    @functools.wraps(VAE.generative)
     def generative(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in scVI; the negative binomial under ``"px"`` is :class:`CountNegativeBinomial`."""
         outputs = super().generative(*args, **kwargs)

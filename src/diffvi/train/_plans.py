@@ -95,12 +95,15 @@ class VAETrainingPlan(TrainingPlan):
             self._kl_warmup: float | None = kl_warmup
         else:
             self._kl_warmup = None
+        if kwargs.get("compile_kwargs") is not None:
+            # scvi writes into it.
+            kwargs["compile_kwargs"] = dict(kwargs["compile_kwargs"])
         super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, **kwargs)
         self.dispersion_lr = 20 * lr if dispersion_lr is None else dispersion_lr
         self.n_steps_warmup = n_steps_warmup
         self.classification_ratio = classification_ratio
         self.label_column = None
-        self._first_batch = True
+        self._told_epoch = -1
         if label is not None and label[1] > 1 and classification_ratio > 0:
             self.label_column = label[0]
             self.label_classifier = nn.Linear(int(module.n_latent), label[1])  # type: ignore[arg-type]
@@ -116,18 +119,14 @@ class VAETrainingPlan(TrainingPlan):
                 losses.loss = losses.loss + self.classification_ratio * F.cross_entropy(logits, codes[known].long())
         return inference, generative, losses
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Scvi's step, which hands the epoch's metrics to Lightning's log once an epoch."""
-        self._first_batch = batch_idx == 0
-        return super().training_step(batch, batch_idx)
-
     def log_dict(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
-        """Lightning's, but in training for the first batch alone, unless single steps are logged.
+        """Lightning's, but in training once an epoch, unless single steps are logged.
 
         What scvi logs this way are metrics that gather the epoch by themselves; Lightning needs no more than to know
         of them, and walking through their parts in every step takes a tenth of the time of training.
         """
-        if self._first_batch or not self.training or kwargs.get("on_step"):
+        if not self.training or self._told_epoch != self.current_epoch or kwargs.get("on_step") is not False:
+            self._told_epoch = self.current_epoch if self.training else self._told_epoch
             super().log_dict(dictionary, *args, **kwargs)
 
     def get_optimizer_creator(self) -> Callable[[Iterable[Tensor]], torch.optim.Optimizer]:
@@ -246,10 +245,6 @@ class DiffusionTrainingPlan(TrainingPlan):
         self._set_modes()
         if self.compile_kwargs is not None:
             self.prior.denoiser.compile(**self.compile_kwargs)
-
-    def teardown(self, stage: str) -> None:
-        """Leave the denoiser as it was, which files and copies need."""
-        self.prior.denoiser._compiled_call_impl = None
 
     def on_train_epoch_start(self) -> None:
         """Train the denoiser and nothing else, in every epoch anew."""

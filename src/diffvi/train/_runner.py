@@ -134,3 +134,12 @@ class DiffusionTrainRunner(StageTrainRunner):
     """The runner of stage 2."""
 
     stage = "diffusion"
+
+    def _run_training_core(self) -> None:
+        denoiser = self.training_plan.prior.denoiser
+        before = denoiser._compiled_call_impl
+        try:
+            super()._run_training_core()
+        finally:
+            # A denoiser that was compiled for the training is a plain one again, which files and copies need.
+            denoiser._compiled_call_impl = before
