@@ -72,11 +72,13 @@ def test_library_sizes_follow_what_is_asked_for(trained):
     def sizes(n=400, **kwargs):
         return np.asarray(trained.generate(n, seed=0, **kwargs).X.sum(1)).ravel()
 
+    # Drawing counts makes totals vary where the library does not; that is no part of the library's distribution.
+    fixed = sizes(library_size=2000.0)
+    noise = np.log(fixed).var()
     for kwargs in ({}, {"library_size": "empirical"}):
         made = np.log(sizes(600, conditions={"cell_type": trained.adata.obs["cell_type"]}, **kwargs))
         assert abs(made.mean() - np.log(total).mean()) < 0.08
-        assert abs(made.std() - np.log(total).std()) < 0.08
-    fixed = sizes(library_size=2000.0)
+        assert abs(np.sqrt(made.var() - noise) - np.log(total).std()) < 0.08
     assert abs(fixed.mean() - 2000) < 60
     assert fixed.std() < 0.5 * sizes(library_size="empirical").std() * 2000 / total.mean()
     asked = np.linspace(100, 4000, 400)

@@ -35,8 +35,8 @@ class TrajectoryVelocityMixin(TrajectoryPredictionMixin):
         adata
             Cells; ``None`` for the model's.
         elapsed
-            Time over which the change is taken; ``None`` for a quarter of the smallest gap between measured times. Cells at the last
-            time look back instead of ahead.
+            Time over which the change is taken; ``None`` for the smallest gap between measured times: the error of a change over a
+            shorter time is divided by that time. Cells at the last time look back instead of ahead.
         basis
             Key of ``adata.obsm`` with an embedding, such as ``"X_umap"``: the change is then that of the embedding, from the cell's
             neighbours in the latent to the neighbours of where it is expected to be. ``adata.obsm["velocity_umap"]`` is where
@@ -70,7 +70,7 @@ class TrajectoryVelocityMixin(TrajectoryPredictionMixin):
         if basis is not None and basis not in adata.obsm:
             raise InvalidInputError(f"`basis`: adata.obsm has no {basis!r}; it has {list(adata.obsm)}.")
         if elapsed is None:
-            elapsed = 0.25 * float(np.diff(self.times_).min())
+            elapsed = float(np.diff(self.times_).min())
         if not np.isfinite(elapsed) or elapsed <= 0:
             raise InvalidInputError(f"`elapsed` must be a positive number; got {elapsed!r}.")
         starts = self._starts(adata, start_time, batch_size)
