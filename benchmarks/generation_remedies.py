@@ -1,6 +1,6 @@
 """What each change to the VAE buys for generation, on cells held out from the *training* cells.
 
-Run: python benchmarks/generation_remedies.py pbmc_facs_zheng2017.h5ad [NAME ...]
+Run: python benchmarks/generation_remedies.py pbmc_facs_zheng2017.h5ad [NAME ...] [--seed 0]
 
 The benchmark's training cells are split once more (65/35); nothing here sees the benchmark's held-out cells. Counts are
 decoded from the posteriors of training cells drawn with the label counts of the validation cells: the score that a perfect
@@ -9,7 +9,7 @@ prior would reach with this decoder. ``ppc`` is the same for validation cells th
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 import warnings
 
@@ -59,7 +59,12 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     quiet_lightning()
     torch.set_num_threads(1)
-    path, *names = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(VARIANTS))
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
+    arguments = parser.parse_args()
+    path, names = arguments.data, arguments.names
     outer, _ = split_cells(ad.read_h5ad(path), "cell_type", n_top_genes=None)
     train, validation = split_cells(outer, "cell_type", seed=100)
     labels = validation.obs["cell_type"].to_numpy(str)
@@ -70,7 +75,7 @@ def main() -> None:
     for name in names or VARIANTS:
         kwargs = dict(VARIANTS[name])
         plan_kwargs = kwargs.pop("plan_kwargs", None)
-        scvi.settings.seed = 0
+        scvi.settings.seed = arguments.seed
         adata = train.copy()
         LatentDiffusionSCVI.setup_anndata(adata, labels_key="cell_type")
         model = LatentDiffusionSCVI(adata, **kwargs)

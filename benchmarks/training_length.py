@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--batch-key")
-    parser.add_argument("--vae-steps", type=int, nargs="*", default=[5000, 4000, 3000, 2000])
+    parser.add_argument("--vae-steps", type=int, nargs="*", default=[5000, 3500, 2500])
     parser.add_argument("--diffusion-steps", type=int, nargs="*", default=[5000, 3500, 2500, 1500])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--draws", type=int, default=3)

@@ -55,7 +55,6 @@ def test_extreme_dispersions(mu, theta):
     n = 2_000_000
     px = NegativeBinomial(mu=torch.full((2000, 1000), mu), theta=torch.full((1000,), theta))
     counts = sample_counts(px, CellStreams(0, np.arange(2000)))
-    assert counts.min() == 0 or theta > 1
     sd = np.sqrt((mu + mu**2 / theta) / n)
     assert abs(counts.sum(dtype=float) / n - mu) < 4 * sd
     zero = (1 + mu / theta) ** -theta

@@ -116,6 +116,11 @@ class ConditionedDataModule(LightningDataModule):
             raise AttributeError(name)
         return getattr(self.datamodule, name)
 
+    @property
+    def told(self) -> str:
+        """What tells the data module from others in the progress of a training."""
+        return f"{type(self.datamodule).__name__} of {self.datamodule.n_obs} cells"
+
     def split(self, train_size: float | None, validation_size: float | None, shuffle: bool) -> None:
         """Split the cells as asked for, if the data module can; raises if it cannot, and a part is asked for."""
         if hasattr(self.datamodule, "set_split"):

@@ -219,7 +219,7 @@ class StagedTrainingMixin(LatentCellsMixin, TrainingProgressMixin):
                 *(kwargs.get(k) for k in ("plan_kwargs", "datasplitter_kwargs", "shuffle_set_split", "early_stopping")),
                 size,
                 held_out,
-                *(() if cells is None else (type(cells.datamodule).__name__, cells.n_obs)),
+                None if cells is None else cells.told,
             ),
         }
         progress = self._progress("vae", ckpt_path, ckpt_every_n_epochs, told)
@@ -307,9 +307,7 @@ class StagedTrainingMixin(LatentCellsMixin, TrainingProgressMixin):
         told = {
             "max_epochs": max_epochs,
             "batch_size": batch_size,
-            "settings": digest(
-                plan_kwargs, early_stopping, *(() if cells is None else (type(cells.datamodule).__name__, cells.n_obs))
-            ),
+            "settings": digest(plan_kwargs, early_stopping, None if cells is None else cells.told),
             "vae": digest(*self._weights(prior=False)),
         }
         progress = self._progress("diffusion", ckpt_path, ckpt_every_n_epochs, told)
