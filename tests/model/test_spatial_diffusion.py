@@ -222,6 +222,24 @@ def test_locations_sum_to_their_spot(mapped, method):
     assert (parts < 1e-4).all() if method == "nearest" else (parts > 0).mean() > 0.9
 
 
+def test_a_spot_tells_what_a_second_measurement_of_it_would_find(mapped, monkeypatch):
+    spots, rng = mapped.adata.copy(), np.random.default_rng(0)
+    first = spots.X.copy()
+    first.data = rng.binomial(first.data.astype(int), 0.5).astype(np.float32)
+    second, where = log_normalise(spots.X - first), spots.obsm["spatial"] + 0.01
+    spots.X = first
+
+    def score():
+        fine = mapped.super_resolution(spots, where, method="nearest", seed=0)
+        return np.nanmean(feature_correlation(second, fine.layers["log_expression"]))
+
+    informed, nearest = score(), np.nanmean(feature_correlation(second, log_normalise(first)))
+    # Without the share that is no noise the spot is one neighbour of many.
+    monkeypatch.setitem(mapped.kriging_, "micro", None)
+    assert informed > score() + 0.01
+    assert informed > nearest + 0.05
+
+
 def test_finer_locations_do_not_depend_on_the_batch_size(mapped):
     spots = mapped.adata[:12].copy()
     where = np.concatenate([spots.obsm["spatial"] + 0.1, spots.obsm["spatial"] - 0.1])

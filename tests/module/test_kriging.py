@@ -1,29 +1,74 @@
 import numpy as np
 import pytest
+from scipy import sparse
 from scipy.spatial.distance import cdist
+from scipy.special import gamma, kv
 
-from diffvi.module import Frames, LocalKriging, RandomField, Surroundings
+from diffvi.metrics import log_normalise
+from diffvi.module import Frames, LocalKriging, RandomField, Surroundings, repeatable_share
 
 
-def kriging(ranges=(2.0,), amplitude=0.8, nugget=0.2, n_features=1, metric=None):
+def matern(distance, smoothness=1.5):
+    """The textbook's formula, with a Bessel function."""
+    scaled = np.sqrt(2 * smoothness) * np.maximum(distance, 1e-9)
+    return 2 ** (1 - smoothness) / gamma(smoothness) * scaled**smoothness * kv(smoothness, scaled)
+
+
+def kriging(ranges=(2.0,), amplitude=0.8, nugget=0.2, n_features=1, metric=None, micro=None, smoothness=1.5):
     return LocalKriging(
         np.log(np.array(ranges, np.float32)),
         np.full((n_features, len(ranges)), np.log(amplitude / len(ranges)), np.float32),
         np.full(n_features, np.log(nugget), np.float32),
         np.zeros((2, 2), np.float32) if metric is None else np.array(metric, np.float32),
         np.arange(n_features),
+        smoothness,
+        micro,
     )
 
 
-def test_weights_are_those_of_simple_kriging():
+@pytest.mark.parametrize("smoothness", [0.5, 1.5, 2.5])
+def test_weights_are_those_of_simple_kriging(smoothness):
     rng = np.random.default_rng(0)
     x, near = rng.uniform(size=(1, 2)) * 4, rng.uniform(size=(1, 6, 2)) * 4
-    weights, variance = kriging()(x, near, np.ones((1, 6), bool))
-    covariance = 0.8 * np.exp(-cdist(near[0], near[0]) / 2) + 0.2 * np.eye(6)
-    towards = 0.8 * np.exp(-cdist(near[0], x)[:, 0] / 2)
+    weights, variance = kriging(smoothness=smoothness)(x, near, np.ones((1, 6), bool))
+    covariance = 0.8 * matern(cdist(near[0], near[0]) / 2, smoothness) + 0.2 * np.eye(6)
+    towards = 0.8 * matern(cdist(near[0], x)[:, 0] / 2, smoothness)
     expected = np.linalg.solve(covariance, towards)
     np.testing.assert_allclose(weights[0, 0], expected, atol=1e-4)
     assert variance[0, 0] == pytest.approx(1 - expected @ towards, abs=1e-3)
+
+
+def test_a_location_shares_with_its_spot_what_is_no_noise():
+    rng = np.random.default_rng(0)
+    x, near = rng.uniform(size=(1, 2)) * 4, rng.uniform(size=(1, 6, 2)) * 4
+    inside = np.arange(6)[None] == 3
+    weights, variance = kriging(micro=np.array([0.4]))(x, near, np.ones((1, 6), bool), inside)
+    covariance = 0.8 * matern(cdist(near[0], near[0]) / 2) + 0.2 * np.eye(6)
+    towards = 0.8 * matern(cdist(near[0], x)[:, 0] / 2) + 0.4 * 0.2 * inside[0]
+    expected = np.linalg.solve(covariance, towards)
+    np.testing.assert_allclose(weights[0, 0], expected, atol=1e-4)
+    assert variance[0, 0] == pytest.approx(1 - expected @ towards, abs=1e-3)
+    # Without a share of what a second measurement repeats, a spot is a neighbour like others.
+    plain = kriging()
+    args = x, near, np.ones((1, 6), bool)
+    np.testing.assert_array_equal(plain(*args, inside)[0], plain(*args)[0])
+
+
+def test_repeatable_share_is_the_correlation_of_two_measurements():
+    rng = np.random.default_rng(0)
+    frame, loading = np.repeat([0, 1], 1500), rng.normal(size=(2, 40))
+    rates = 3 * np.exp(rng.normal(size=(3000, 2)) @ (loading * [[0.6], [0.3]]) + frame[:, None] * rng.normal(size=40))
+    first, second = (log_normalise(rng.poisson(rates)) for _ in range(2))
+    found = repeatable_share(sparse.csr_matrix(rng.poisson(rates).astype(np.float32)), frame, 6)
+    means = np.stack([first[frame == f].mean(0) for f in (0, 1)])
+    axes = np.linalg.svd(first[:1500] - means[0], full_matrices=False)[2][:6]
+    a, b = ((x - means[frame])[1500:] @ axes.T for x in (first, second))
+    true = np.array([np.corrcoef(a[:, j], b[:, j])[0, 1] for j in range(6)])
+    np.testing.assert_allclose(found[:2], true[:2], atol=0.05)
+    # Components are fitted to noise, too, which is not repeated.
+    assert found[2:].max() < 0.25
+    noise = sparse.csr_matrix(rng.poisson(3.0, size=(300, 40)).astype(np.float32))
+    assert repeatable_share(noise, np.zeros(300, int), 40).mean() < 0.15
 
 
 def test_absent_neighbours_count_for_nothing():
@@ -58,21 +103,35 @@ def test_fit_finds_the_covariance_of_a_field():
     values = RandomField(truth, 6, seed=1)(places) + np.sqrt(0.3) * rng.normal(size=(1500, 6))
     rows, frame = np.arange(1500), np.zeros(1500, int)
     around = Surroundings(places, frame, rows, 12)(places, frame, rows)
-    found = LocalKriging.fit(values.astype(np.float32), places, rows, around, n_steps=120)
+    found = LocalKriging.fit(values.astype(np.float32), places, rows, around, n_steps=120, smoothness=1.5)
     lags = np.linspace(1.0, 8.0, 8)
-    model = (np.exp(-lags[:, None] / np.exp(found.log_ranges)) @ np.exp(found.log_amplitudes).T).mean(1)
-    np.testing.assert_allclose(model, 0.7 * np.exp(-lags / 4), atol=0.1)
+    model = (matern(lags[:, None] / np.exp(found.log_ranges)) @ np.exp(found.log_amplitudes).T).mean(1)
+    np.testing.assert_allclose(model, 0.7 * matern(lags / 4), atol=0.1)
     present, near = around >= 0, np.maximum(around, 0)
     weights, variance = found(places, places[near], present)
     error = values - np.einsum("njk,nkj->nj", weights, values[near] * present[..., None])
     np.testing.assert_allclose((error**2 / variance).mean(), 1.0, atol=0.1)
 
 
-def test_random_field_has_the_covariance_it_stands_for():
+def test_fit_takes_the_smoothness_that_predicts_best():
+    rng = np.random.default_rng(0)
+    places, rows, frame = rng.uniform(size=(1500, 2)) * 40, np.arange(1500), np.zeros(1500, int)
+    truth = kriging(ranges=(10.0,), amplitude=0.95, nugget=0.05, n_features=6, smoothness=2.5)
+    values = RandomField(truth, 6, seed=1)(places) + np.sqrt(0.05) * rng.normal(size=(1500, 6))
+    around = Surroundings(places, frame, rows, 8, 4)(places, frame, rows)
+    given = values.astype(np.float32), places, rows, around
+    found = LocalKriging.fit(*given, n_steps=80)
+    error = {nu: LocalKriging.fit(*given, n_steps=80, smoothness=nu)._error(*given, None) for nu in (0.5, 1.5, 2.5)}
+    assert found.smoothness == min(error, key=error.get) > 0.5
+    assert error[found.smoothness] < 0.98 * error[0.5]
+
+
+@pytest.mark.parametrize("smoothness", [0.5, 1.5, 2.5])
+def test_random_field_has_the_covariance_it_stands_for(smoothness):
     places = np.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0], [0.0, 0.0]])
-    truth = kriging(ranges=(1.0, 4.0), amplitude=0.8)
+    truth = kriging(ranges=(1.0, 4.0), amplitude=0.8, smoothness=smoothness)
     draws = np.stack([RandomField(truth, 1, seed, n_waves=64)(places)[:, 0] for seed in range(3000)])
-    expected = 0.4 * np.exp(-cdist(places, places)) + 0.4 * np.exp(-cdist(places, places) / 4)
+    expected = sum(0.4 * matern(cdist(places, places) / r, smoothness) for r in (1, 4))
     np.testing.assert_allclose(draws.T @ draws / len(draws), expected, atol=0.06)
     np.testing.assert_allclose(draws[:, 0], draws[:, 3], atol=1e-5)
 

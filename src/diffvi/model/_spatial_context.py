@@ -17,6 +17,8 @@ from diffvi.module import Frames, LocalKriging, RandomField, Surroundings
 PLACE, AROUND = "place", "around"
 """Names of the attributes that say where a location is and how well it is surrounded, and which cells are around it."""
 
+KRIGED = (24, 12)
+"""Cells around a location that kriging sees, at least: the nearest, and those of each of two coarser levels."""
 MOST_DISTANT = 50.0
 """Distance between neighbours, in units of the usual one, above which they are all alike to the network."""
 
@@ -100,7 +102,7 @@ class SpatialContextMixin:
     _restored: Any
     frames_: dict[str, Any] | None
     components_: dict[str, np.ndarray] | None
-    kriging_: dict[str, np.ndarray] | None
+    kriging_: dict[str, Any] | None
     cells_: dict[str, Any] | None
     n_neighbors: int
     n_dims: int
@@ -157,6 +159,10 @@ class SpatialContextMixin:
 
     # ---------------------------------------------------------------- what is around
 
+    def _look(self, scaled: np.ndarray, frame: np.ndarray, rows: np.ndarray) -> Surroundings:
+        """Finds those of the given rows that are around locations."""
+        return Surroundings(scaled, frame, rows, max(self.n_neighbors, KRIGED[0]), KRIGED[1])
+
     def _context(
         self,
         observed: Observed,
@@ -164,13 +170,15 @@ class SpatialContextMixin:
         scaled: np.ndarray,
         frame: np.ndarray,
         itself: np.ndarray | None = None,
+        spot: np.ndarray | None = None,
     ) -> Context:
-        """What the observed cells say of locations; ``itself`` are rows that a location must not see."""
+        """What the observed cells say of locations; ``itself`` are rows that a location must not see, ``spot`` rows that it is a part of."""
         assert self.components_ is not None
         d = int(self.module.prior.d)
         rows = surroundings(scaled, frame, itself)
         present, near = rows >= 0, np.maximum(rows, 0)
-        all_weights, variance = self._kriging(scaled, observed.scaled[near], present)
+        inside = None if spot is None else rows == spot[:, None]
+        all_weights, variance = self._kriging(scaled, observed.scaled[near], present, inside)
         centre = self.components_["centre"][frame]
         mean = centre + np.einsum("njk,nkj->nj", all_weights, observed.values[near])
         sd = np.sqrt(variance)

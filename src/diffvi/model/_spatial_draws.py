@@ -96,15 +96,21 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         scales = self.vocabulary.scales(guidance_scale)
         return Request(points, scaled, frame, far, codes, sampler, n_steps, scales, seed_or_random(seed))
 
-    def _look(self, observed: Observed) -> Surroundings:
+    def _look_at(self, observed: Observed) -> Surroundings:
         """Finds observed cells around locations."""
-        return Surroundings(observed.scaled, observed.frame, np.arange(len(observed.frame)), self.n_neighbors)
+        return self._look(observed.scaled, observed.frame, np.arange(len(observed.frame)))
 
     def _around(
-        self, observed: Observed, look: Surroundings, request: Request, rows: np.ndarray
+        self,
+        observed: Observed,
+        look: Surroundings,
+        request: Request,
+        rows: np.ndarray,
+        spot: np.ndarray | None = None,
     ) -> tuple[Context, np.ndarray, TrainingTable]:
         """What is known of some of the locations, their conditions, and what the decoder is told there."""
-        context, codes = self._context(observed, look, request.scaled[rows], request.frame[rows]), request.codes[rows]
+        codes = request.codes[rows]
+        context = self._context(observed, look, request.scaled[rows], request.frame[rows], spot=spot)
         # What it is told of the nearest cell, but for what is asked for.
         table = observed.table.subset(np.maximum(context.rows[:, 0], 0))
         for name in self._decoder_attributes:
@@ -121,7 +127,7 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         show_progress: bool = False,
     ) -> AnnData:
         """Cells, or what is expected, at locations, given observed cells."""
-        look, n = self._look(observed), len(request.points)
+        look, n = self._look_at(observed), len(request.points)
         if return_mean:
             # All draws of a batch are held at once.
             batch_size = max(1, min(batch_size, MAX_HELD // (n_samples * len(self.get_var_names()))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,6 @@ from diffvi._random import keyed_seed
 from diffvi.module import Surroundings
 
 from ._spatial_context import Observed
-from ._spatial_draws import Request
 from ._spatial_prediction import SpatialPredictionMixin
 from ._spatial_setup import read_coordinates
 
@@ -42,10 +41,11 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
         batch_size: int = 2048,
         show_progress: bool = False,
     ) -> AnnData:
-        """Divide the counts of spots among locations inside them.
+        """Divide the counts of spots among locations inside them, and tell what is expected there.
 
         Every location belongs to the nearest spot of its section. Each gene's counts of a spot are divided among its locations in proportion to the rates
-        that are predicted there, so that locations sum to their spot exactly.
+        that are predicted there, so that locations sum to their spot exactly, and so does its noise. ``layers["log_expression"]`` is the better guess where spots are poor: it weighs
+        the spot that a location is in against those around it by how much of it a second measurement would repeat.
 
         Parameters
         ----------
@@ -56,7 +56,7 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
         section
             As in :meth:`generate_at_location`.
         method
-            Where the rates come from: draws from the diffusion, kriging of the measured expression, or the spot itself (``"nearest"``: equal parts).
+            Where the rates come from: draws from the diffusion, kriging of the measured expression (of the spot itself too), or nothing (``"nearest"``: equal parts).
         n_samples
             Draws of the diffusion over which ``layers["mean"]`` averages.
         conditions, guidance_scale, n_steps, sampler, seed, show_progress
@@ -66,8 +66,8 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
 
         Returns
         -------
-        AnnData with a row for each location: ``X`` (``int32`` counts, CSR, one draw), ``layers["mean"]`` (expected counts), ``obs["spot"]`` (name of the
-        spot) and the coordinates in ``obsm``. Counts of spots without a location are left out.
+        AnnData with a row for each location: ``X`` (``int32`` counts, CSR, one draw), ``layers["mean"]`` (expected counts), ``layers["log_expression"]``
+        (expected log-normalised expression, by kriging, whichever ``method``), ``obs["spot"]`` (name of the spot) and the coordinates in ``obsm``. Counts of spots without a location are left out.
 
         Raises
         ------
@@ -83,6 +83,8 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
         >>> fine = model.super_resolution(adata, halves, n_samples=2, seed=0)
         >>> fine.n_obs, bool(fine.X.sum() == adata.X.sum())  # no count is lost
         (600, True)
+        >>> sorted(fine.layers)
+        ['log_expression', 'mean']
         """
         self._require("diffusion")
         one_of("method", method, METHODS)
@@ -93,14 +95,21 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
         observed = self._observed_of(adata)
         spot = self._spots(observed, points, frame)
         request = self._request(points, frame, conditions, guidance_scale, n_steps, sampler, seed)
-        own, look = self._counts_of(adata), self._look(observed)
+        own, look = self._counts_of(adata), self._look_at(observed)
         rng = np.random.default_rng(keyed_seed(request.seed, "spots"))
-        expected = np.zeros((len(points), own.shape[1]), dtype=np.float32)
+        expected, kriged = (np.zeros((len(points), own.shape[1]), dtype=np.float32) for _ in range(2))
         drawn, order = [], []
         for members in track(_batches(spot, batch_size), style="tqdm", disable=not show_progress):
             rows, ends = np.concatenate(members), np.cumsum([len(m) for m in members])[:-1]
             counts = own[spot[[m[0] for m in members]]].toarray().astype(np.int64)
-            tables = self._rates(observed, look, request, rows, method, n_samples)
+            around = self._around(observed, look, request, rows, spot[rows])
+            kriged[rows] = self._expression(around[0].mean, around[0].frame).clip(0)
+            tables: Iterable[np.ndarray]
+            if method == "diffusion":
+                draws = self._draws(observed, *around, request, n_samples, rows)
+                tables = (draw["normalized"] * draw["library_size"][:, None] for draw in draws)
+            else:
+                tables = [np.expm1(kriged[rows]) if method == "kriging" else np.ones_like(kriged[rows])]
             for k, rates in enumerate(tables):
                 shares = [_shares(part) for part in np.split(rates, ends)]
                 if k == 0:
@@ -113,7 +122,7 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
             obs[self.section_key] = np.array(self._frames.names, dtype=object)[frame]
         stacked = sparse.vstack(drawn, format="csr")[np.argsort(np.concatenate(order))]
         result = self._placed(stacked, obs, points)
-        result.layers["mean"] = expected
+        result.layers["mean"], result.layers["log_expression"] = expected, kriged
         if "spatial" in adata.uns:
             result.uns["spatial"] = adata.uns["spatial"]
         result.uns["diffvi"] = self._provenance(seed=request.seed, method=method, n_samples=n_samples)
@@ -131,20 +140,6 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
             near = search.kneighbors(frames.scaled(points[mine], frame[mine]), return_distance=False)
             spot[mine] = theirs[near.ravel()]
         return spot
-
-    def _rates(
-        self, observed: Observed, look: Surroundings, request: Request, rows: np.ndarray, method: str, n_samples: int
-    ) -> Iterator[np.ndarray]:
-        """Predicted rates of the genes at some of the locations, one table a draw."""
-        if method == "nearest":
-            yield np.ones((len(rows), len(self.get_var_names())), np.float32)
-            return
-        around = self._around(observed, look, request, rows)
-        if method == "kriging":
-            yield np.expm1(self._summary(*around)["X"])
-            return
-        for draw in self._draws(observed, *around, request, n_samples, rows):
-            yield draw["normalized"] * draw["library_size"][:, None]
 
     def get_niche_representation(self, adata: AnnData | None = None, n_neighbors: int | None = None) -> np.ndarray:
         """What is around each cell: mean and standard deviation of the latents of the cell and its neighbours.

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from diffvi.data import LatentData, TrainingTable
-from diffvi.module import Frames, LocalKriging, Surroundings
+from diffvi.module import Frames, LocalKriging, Surroundings, repeatable_share
 
 from ._spatial_context import Observed, SpatialContextMixin
 from ._spatial_setup import check_counts, coordinates_of
@@ -20,6 +20,8 @@ N_FREE = 12
 """The first of them, which have a covariance of their own; the others, each mostly noise, share one."""
 MAX_FITTED = 10_000
 """Cells that the components are fitted on, at most."""
+MAX_SPLIT = 4000
+"""Cells whose counts are split to tell noise from what would be measured again, at most."""
 HIDDEN = 0.2
 """Share of the locations of a section that a mask hides."""
 EXAMPLES = (20_000, 200_000)
@@ -34,13 +36,14 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 class SpatialTrainingMixin(SpatialContextMixin):
     """Turns latents of cells in a tissue into examples of what locations see around them."""
 
-    KRIGING_STEPS = 150
+    KRIGING_STEPS = 300
     """Steps of the fit of the covariance."""
 
     adata: Any
     vocabulary: Any
     mean_: dict[str, Any] | None
     _expected: Any
+    _counts_of: Any
 
     def _require_data(self) -> Any:
         adata = super()._require_data()  # type: ignore[misc]
@@ -73,17 +76,20 @@ class SpatialTrainingMixin(SpatialContextMixin):
         targets, around = [], []
         loo = rng.permutation(training)[: EXAMPLES[1] // 2]
         for cells, hidden in [(loo, np.zeros(n, dtype=bool)), *self._masked(scaled, frame, training, rng)]:
-            look = Surroundings(scaled, frame, training[~hidden[training]], self.n_neighbors)
+            look = self._look(scaled, frame, training[~hidden[training]])
             targets.append(cells)
             around.append((look, cells))
         rows = np.concatenate([look(scaled[c], frame[c], c) for look, c in around])
         kinds = np.minimum(np.arange(observed.values.shape[1]), self.module.prior.d + N_FREE)
-        kriging = LocalKriging.fit(observed.values, scaled, np.concatenate(targets), rows, kinds, self.KRIGING_STEPS)
+        seen = np.concatenate(targets)
+        kriging = LocalKriging.fit(
+            observed.values, scaled, seen, rows, kinds, self.KRIGING_STEPS, importance=self._importance
+        )
+        kriging.micro = self._micro(adata, frame, training, kriging)
         self.kriging_ = vars(kriging)
 
-        look = Surroundings(scaled, frame, training, self.n_neighbors)
+        look = self._look(scaled, frame, training)
         codes = [self._codes_around(observed, *pair, latents.codes) for pair in [*around, (look, validation)]]
-        seen = np.concatenate(targets)
         repeats = max(1, round(GENERATION_SHARE * len(seen) / max(len(split[0]), 1)))
         alone = np.concatenate([np.tile(split[0], repeats), split[2]])
         more = codes[0].shape[1] - latents.codes.shape[1]
@@ -149,6 +155,23 @@ class SpatialTrainingMixin(SpatialContextMixin):
             "sd": np.maximum(np.sqrt(pca.explained_variance_), 1e-6).astype(np.float32),
             "centre": centre,
         }
+
+    @property
+    def _importance(self) -> np.ndarray:
+        """What part of the variance of genes, each counted alike, is that of the components; the state is judged by them."""
+        assert self.components_ is not None
+        genes = (self.components_["components"] * self.components_["sd"][:, None]) ** 2
+        return np.concatenate([np.zeros(int(self.module.prior.d)), (genes / np.maximum(genes.sum(0), 1e-6)).sum(1)])
+
+    def _micro(self, adata: Any, frame: np.ndarray, training: np.ndarray, kriging: LocalKriging) -> np.ndarray:
+        """Share of the nuggets of the components that is not noise of counting; the state has none that is known of."""
+        d, cells = int(self.module.prior.d), np.sort(np.random.default_rng(0).permutation(training)[:MAX_SPLIT])
+        share = repeatable_share(self._counts_of(adata)[cells], frame[cells], len(kriging.kinds) - d)
+        kinds = kriging.kinds[d : d + len(share)]
+        micro = np.zeros(len(kriging.log_nuggets), np.float32)
+        for kind in np.unique(kinds):
+            micro[kind] = 1 - (1 - share[kinds == kind].mean()) / np.exp(kriging.log_nuggets[kind])
+        return micro.clip(0, 1)
 
     def _finish_diffusion(self) -> None:
         """Choose how much of the expected expression is the network's, on validation cells; the rest is that of kriging."""

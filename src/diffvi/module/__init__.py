@@ -6,6 +6,7 @@ from ._kernel_path import KernelPath, ProteinFeatures, RNAFeatures
 from ._kriging import LocalKriging, RandomField
 from ._multimodal import MultimodalVAE
 from ._prior import ORIGIN, LatentPrior
+from ._repeatability import repeatable_share
 from ._responses import Responses
 from ._surroundings import Frames, Surroundings
 from ._vae import CountNegativeBinomial, CountVAE
@@ -28,4 +29,5 @@ __all__ = [
     "Responses",
     "Surroundings",
     "distil",
+    "repeatable_share",
 ]

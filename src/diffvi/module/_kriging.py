@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,10 @@ BATCH_SIZE = 64
 """Locations in a step of the fit."""
 ROWS = 256
 """Locations that are solved for at a time: a system for each of them and each feature is in memory."""
+SMOOTHNESS = (0.5, 1.5, 2.5)
+"""Of the Matérn covariance: rough fields, and such with one and with two derivatives."""
+MAX_COMPARED = 2000
+"""Locations on which the fits of each smoothness are compared, at most."""
 FIELD_ROWS = 5000
 """Locations that a draw is read at, at a time: all waves of each are in memory."""
 
@@ -28,10 +31,10 @@ class LocalKriging:
 
     Feature :math:`j` is a Gaussian field of mean zero with the covariance
 
-    .. math:: k_j(s, s') = \sum_r a_{jr} \exp(-|M (s - s')| / \rho_r) + n_j [s = s'],
+    .. math:: k_j(s, s') = \sum_r a_{jr} m_\nu(|M (s - s')| / \rho_r) + n_j [s = s'],
 
-    of which all features share the ranges :math:`\rho` and the metric :math:`M`, symmetric with determinant one, so that a tissue may change faster in one
-    direction. They are found by maximising the density of locations given their neighbours (the composite
+    of which all features share the Matérn correlation :math:`m_\nu`, the ranges :math:`\rho` and the metric :math:`M`, symmetric with determinant one, so that a tissue may
+    change faster in one direction. They are found by maximising the density of locations given their neighbours (the composite
     likelihood of Vecchia), with neighbours hidden as they will be in use.
 
     Parameters
@@ -42,6 +45,11 @@ class LocalKriging:
         Logarithm of the metric, ``(n_dims, n_dims)``.
     kinds
         Which covariance each feature has, ``(n_features,)``: weak ones may share one.
+    smoothness
+        The :math:`\nu` of the Matérn correlation: 0.5 (:math:`e^{-h}`), 1.5 or 2.5.
+    micro
+        Share of each nugget that varies with the place, on a scale too small to see, and is not noise of the measurement, ``(n_kinds,)``; ``None``
+        for none. A location inside a measured one shares this part with it.
 
     Examples
     --------
@@ -67,6 +75,8 @@ class LocalKriging:
     log_nuggets: np.ndarray
     metric: np.ndarray
     kinds: np.ndarray
+    smoothness: float = 0.5
+    micro: np.ndarray | None = None
 
     @classmethod
     def fit(
@@ -77,6 +87,8 @@ class LocalKriging:
         around: np.ndarray,
         kinds: np.ndarray | None = None,
         n_steps: int = 150,
+        smoothness: float | None = None,
+        importance: np.ndarray | None = None,
     ) -> LocalKriging:
         """Fit the covariance.
 
@@ -92,11 +104,19 @@ class LocalKriging:
             As of the class; ``None`` for a covariance of its own for each feature.
         n_steps
             Of the optimiser.
+        smoothness
+            0.5, 1.5 or 2.5; ``None`` for the one that predicts with the least squared error, which the likelihood, of all features alike, does not always find.
+        importance
+            Weights of the features in that error, ``(n_features,)``; ``None`` for ones.
 
         Returns
         -------
         The fitted covariance, with which :meth:`__call__` predicts.
         """
+        if smoothness is None:
+            found = [cls.fit(values, scaled, targets, around, kinds, n_steps, nu) for nu in SMOOTHNESS]
+            rows = np.random.default_rng(0).permutation(len(targets))[:MAX_COMPARED]
+            return min(found, key=lambda k: k._error(values, scaled, targets[rows], around[rows], importance))
         n_dims = scaled.shape[1]
         kinds = np.arange(values.shape[1]) if kinds is None else kinds
         n_kinds = int(kinds.max()) + 1
@@ -117,7 +137,7 @@ class LocalKriging:
                 rows = rng.integers(len(targets), size=BATCH_SIZE)
                 near = torch.as_tensor(around[rows])
                 present, near = near >= 0, near.clamp_min(0)
-                weights, variance = _solve(x[targets[rows]], x[near], present, *parts.values())
+                weights, variance = _solve(x[targets[rows]], x[near], present, smoothness, *parts.values())
                 weights, variance = weights[:, kinds], variance[:, kinds]
                 error = y[targets[rows]] - torch.einsum("njk,nkj->nj", weights, y[near])
                 loss = 0.5 * (error.square() / variance + variance.log()).sum(1).mean()
@@ -125,13 +145,33 @@ class LocalKriging:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-        return cls(**{name: part.detach().numpy() for name, part in parts.items()}, kinds=kinds)
+        fitted = {name: part.detach().numpy() for name, part in parts.items()}
+        return cls(**fitted, kinds=kinds, smoothness=smoothness)
+
+    def _error(
+        self,
+        values: np.ndarray,
+        scaled: np.ndarray,
+        targets: np.ndarray,
+        around: np.ndarray,
+        importance: np.ndarray | None,
+    ) -> float:
+        """Mean squared error of predictions, weighted by the importance of the features."""
+        near = np.maximum(around, 0)
+        weights, _ = self(scaled[targets], scaled[near], around >= 0)
+        error = (values[targets] - np.einsum("njk,nkj->nj", weights, values[near])) ** 2
+        return float(np.average(error.mean(0), weights=importance))
 
     @property
-    def _tensors(self) -> Iterator[Tensor]:
-        return (torch.as_tensor(v) for v in (self.log_ranges, self.log_amplitudes, self.log_nuggets, self.metric))
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ranges, amplitudes, nuggets, metric = map(
+            torch.as_tensor, (self.log_ranges, self.log_amplitudes, self.log_nuggets, self.metric)
+        )
+        return ranges, amplitudes, nuggets, metric
 
-    def __call__(self, scaled: np.ndarray, near: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self, scaled: np.ndarray, near: np.ndarray, present: np.ndarray, inside: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Weights of the neighbours, ``(n, n_features, k)``, and the variance that is left, ``(n, n_features)``.
 
         Parameters
@@ -140,14 +180,20 @@ class LocalKriging:
             Locations, ``(n, n_dims)``.
         near, present
             Locations around each, ``(n, k, n_dims)``, and which of them there are.
+        inside
+            Which of these contain the location, as a spot contains a cell, ``(n, k)``; ``None`` for none.
         """
+        shared = np.zeros(len(self.log_nuggets)) if self.micro is None else self.micro * np.exp(self.log_nuggets)
         weights = np.empty((len(scaled), len(self.kinds), near.shape[1]), np.float32)
         variance = np.empty(weights.shape[:2], np.float32)
         with torch.no_grad():
             for first in range(0, len(scaled), ROWS):
                 rows = slice(first, first + ROWS)
                 x, around = (torch.as_tensor(v[rows], dtype=torch.float32) for v in (scaled, near))
-                found = _solve(x, around, torch.as_tensor(present[rows]), *self._tensors)
+                more = None
+                if inside is not None:
+                    more = torch.as_tensor(inside[rows][:, None] * shared[:, None], dtype=torch.float32)
+                found = _solve(x, around, torch.as_tensor(present[rows]), self.smoothness, *self._tensors, more)
                 weights[rows], variance[rows] = (v.numpy()[:, self.kinds] for v in found)
         return weights, variance
 
@@ -159,15 +205,25 @@ def _metric(log_metric: Tensor) -> Tensor:
     return torch.matrix_exp(symmetric - torch.eye(len(upper)) * upper.diagonal().mean())
 
 
+def _correlation(distance: Tensor, smoothness: float) -> Tensor:
+    """Matérn correlation of distances in units of the range (Rasmussen and Williams 2006, equations 4.16 and 4.17)."""
+    scaled = math.sqrt(2 * smoothness) * distance
+    polynomial = {0.5: lambda h: 1, 1.5: lambda h: 1 + h, 2.5: lambda h: 1 + h + h.square() / 3}[smoothness]
+    return polynomial(scaled) * torch.exp(-scaled)
+
+
 def _solve(
     x: Tensor,
     near: Tensor,
     present: Tensor,
+    smoothness: float,
     log_ranges: Tensor,
     log_amplitudes: Tensor,
     log_nuggets: Tensor,
     log_metric: Tensor,
+    more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Weights and variance; ``more`` is added to the covariance of locations with those around them."""
     metric = _metric(log_metric)
     x, near = x @ metric, near @ metric
     amplitudes, nuggets, ranges = log_amplitudes.exp(), log_nuggets.exp(), log_ranges.exp()
@@ -175,13 +231,14 @@ def _solve(
     def covariance(difference: Tensor) -> Tensor:
         # The square root has no gradient at zero.
         distance = difference.square().sum(-1).clamp_min(1e-20).sqrt()
-        return torch.einsum("n...r,jr->nj...", torch.exp(-distance[..., None] / ranges), amplitudes)
+        return torch.einsum("n...r,jr->nj...", _correlation(distance[..., None] / ranges, smoothness), amplitudes)
 
     there = present[:, None].to(x)
     between = covariance(near[:, :, None] - near[:, None]) * there[..., None] * there[:, :, None]
     # A neighbour that is not there is independent of everything.
     diagonal = torch.where(present[:, None], nuggets[None, :, None], torch.ones(())) + JITTER
-    to_centre = covariance(near - x[:, None]) * there
+    to_centre = covariance(near - x[:, None]) + (0 if more is None else more)
+    to_centre = to_centre * there
     factor = torch.linalg.cholesky(between + torch.diag_embed(diagonal))
     weights = torch.cholesky_solve(to_centre[..., None], factor)[..., 0]
     variance = amplitudes.sum(1) + nuggets - (weights * to_centre).sum(-1)
@@ -191,8 +248,8 @@ def _solve(
 class RandomField:
     r"""A draw of the fields of :class:`LocalKriging`, without their nugget, that can be read at any location.
 
-    Random Fourier features (:cite:p:`Rahimi07`): the frequencies of :math:`\exp(-r / \rho)` follow a multivariate Cauchy distribution of scale
-    :math:`1 / \rho`.
+    Random Fourier features (:cite:p:`Rahimi07`): the frequencies of a Matérn covariance of smoothness :math:`\nu` and range :math:`\rho` follow a multivariate t
+    distribution with :math:`2 \nu` degrees of freedom and scale :math:`1 / \rho`.
 
     Parameters
     ----------
@@ -222,7 +279,9 @@ class RandomField:
         rng = np.random.default_rng(seed)
         n_scales, n_dims = len(kriging.log_ranges), len(kriging.metric)
         shape = (n_scales, n_waves)
-        frequency = rng.normal(size=(*shape, n_dims)) / np.abs(rng.normal(size=(*shape, 1)))
+        freedom = 2 * kriging.smoothness
+        spread = rng.chisquare(freedom, size=(*shape, 1)) / freedom
+        frequency = rng.normal(size=(*shape, n_dims)) / np.sqrt(spread)
         frequency /= np.exp(kriging.log_ranges)[:, None, None]
         metric = _metric(torch.as_tensor(kriging.metric)).numpy()
         self.frequency = (frequency.reshape(-1, n_dims) @ metric).astype(np.float32)
