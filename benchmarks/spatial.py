@@ -119,6 +119,7 @@ def locations(options: argparse.Namespace) -> pd.DataFrame:
         "coverage": float(inside.mean()),
         "coverage_frequent": float(inside[:, frequent].mean()) if frequent.any() else np.nan,
         "share": model.mean_["share"],
+        "smoothness": model.kriging_["smoothness"],
         "train_s": seconds,
         "sample_ms": 1e3 * took / len(where),
     }
@@ -192,6 +193,7 @@ def resolution(options: argparse.Namespace) -> pd.DataFrame:
     for method in ("diffusion", "kriging", "nearest"):
         result = model.super_resolution(None, where, held, method=method, n_samples=10, seed=0)
         predictions[f"super_resolution, {method}"] = log_normalise(result.layers["mean"])
+    predictions["super_resolution, log_expression"] = result.layers["log_expression"]
     rows = {
         label: {
             "pearson": np.mean(
@@ -265,7 +267,12 @@ def simulated(options: argparse.Namespace) -> pd.DataFrame:
             method = make()
             method.fit(places[~hidden], values[~hidden])
             row[method.name] = float(np.nanmean(feature_correlation(truth, method.predict(places[hidden]))))
-        rows[kind] = {**row, "coverage": float(inside.mean()), "train_s": seconds}
+        rows[kind] = {
+            **row,
+            "coverage": float(inside.mean()),
+            "smoothness": model.kriging_["smoothness"],
+            "train_s": seconds,
+        }
     return pd.DataFrame(rows).T
 
 

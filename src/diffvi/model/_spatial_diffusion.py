@@ -41,7 +41,7 @@ class SpatialDiffusion(SpatialResolutionMixin, DenoisingMixin, LatentDiffusionMi
     denoiser, denoiser_kwargs, process, prediction, condition_dropout, ema_decay
         The diffusion: see :class:`LatentDiffusionSCVI`.
     n_neighbors
-        Nearest cells that the network attends to. Kriging also sees 16 further ones of coarser subsets.
+        Nearest cells that the network attends to. Kriging sees 24 (or as many, if these are more) and 24 further ones of coarser subsets.
     **vae_kwargs
         Passed to :class:`scvi.module.VAE`.
 
