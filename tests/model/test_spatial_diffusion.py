@@ -1,5 +1,6 @@
 import warnings
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -245,7 +246,49 @@ def test_finer_locations_do_not_depend_on_the_batch_size(mapped):
     where = np.concatenate([spots.obsm["spatial"] + 0.1, spots.obsm["spatial"] - 0.1])
     a, b = (mapped.super_resolution(spots, where, n_samples=2, seed=0, batch_size=size) for size in (2048, 5))
     np.testing.assert_allclose(a.layers["mean"], b.layers["mean"], atol=1e-3)
+    np.testing.assert_allclose(a.layers["log_expression"], b.layers["log_expression"], atol=1e-4)
     assert (a.obs["spot"] == b.obs["spot"]).all()
+
+
+def test_what_is_far_is_in_no_spot(mapped):
+    spots, where = mapped.adata[:12].copy(), np.array([[5e4, 0.0], [3.0, 3.0]])
+    with pytest.warns(UserWarning, match="1 of 2 locations are further from the tissue"):
+        fine = mapped.super_resolution(spots, where, method="kriging", seed=0)
+    with pytest.warns(UserWarning, match="1 of 2 locations"):
+        request = mapped._request(where, np.zeros(2, int), None, 1.0, None, None, 0)
+    plain = mapped._at(mapped._observed_of(spots), request, n_samples=1, return_mean=True, batch_size=10)
+    assert fine.obs["far_outside"].tolist() == [True, False]
+    difference = np.abs(fine.layers["log_expression"] - plain.X).max(1)
+    assert difference[0] < 1e-5 < difference[1]
+
+
+def test_a_spot_is_seen_where_many_share_its_location(mapped):
+    adata = mapped.adata[np.r_[np.zeros(60, int), 1:30]].copy()
+    adata.obs_names = [f"cell_{i}" for i in range(adata.n_obs)]
+    observed = mapped._observed_of(adata)
+    request = mapped._request(adata.obsm["spatial"][:1], np.zeros(1, int), None, 1.0, None, None, 0)
+    spot = np.array([59])
+    around, _, _ = mapped._around(observed, mapped._look_at(observed), request, np.array([0]), spot)
+    assert (around.rows == 59).sum() == 1
+
+
+def test_training_from_the_disk(tmp_path):
+    adata = simulate_tissue(60, 10, seed=0)
+    adata.write_h5ad(tmp_path / "tissue.h5ad")
+    backed = ad.read_h5ad(tmp_path / "tissue.h5ad", backed="r")
+    a, b = (brief(x) for x in (adata, backed))
+    for name, values in a.kriging_.items():
+        np.testing.assert_allclose(values, b.kriging_[name], atol=1e-5)
+    assert a.kriging_["micro"].shape == a.kriging_["log_nuggets"].shape
+
+
+def test_a_handful_of_cells():
+    model = brief(simulate_tissue(10, 10, seed=0))
+    assert (model.kriging_["micro"] == 0).all()
+    BriefSpatial.setup_anndata(model.adata)
+    alone = BriefSpatial(model.adata, n_hidden=16, n_latent=4, n_neighbors=5)
+    alone.train(max_epochs=1, max_epochs_diffusion=1, train_size=0.1, **FAST)
+    assert np.isfinite(alone.generate_at_location([[1.0, 2.0]], return_mean=True).X).all()
 
 
 def test_coordinates_are_where_scanpy_looks_for_them():

@@ -135,11 +135,14 @@ class SpatialContextMixin:
 
     # ---------------------------------------------------------------- what was measured
 
+    def _counts(self, adata: Any, rows: np.ndarray) -> sparse.csr_matrix:
+        """Counts of cells, which may lie on the disk."""
+        x = self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY_KEYS.X_KEY)
+        return sparse.csr_matrix(x[np.sort(rows)][np.argsort(np.argsort(rows))])
+
     def _log_expression(self, adata: Any, rows: np.ndarray) -> np.ndarray:
         """Log-normalised measured expression of cells."""
-        x = self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY_KEYS.X_KEY)
-        block = x[np.sort(rows)][np.argsort(np.argsort(rows))]
-        return log_normalise(sparse.csr_matrix(block)).astype(np.float32)
+        return log_normalise(self._counts(adata, rows)).astype(np.float32)
 
     def _observed(
         self, adata: Any, latents: LatentData, table: TrainingTable, scaled: np.ndarray, frame: np.ndarray
@@ -172,10 +175,14 @@ class SpatialContextMixin:
         itself: np.ndarray | None = None,
         spot: np.ndarray | None = None,
     ) -> Context:
-        """What the observed cells say of locations; ``itself`` are rows that a location must not see, ``spot`` rows that it is a part of."""
+        """What the observed cells say of locations; ``itself`` are rows that a location must not see, ``spot`` rows that it is a part of, -2 for none."""
         assert self.components_ is not None
         d = int(self.module.prior.d)
         rows = surroundings(scaled, frame, itself)
+        if spot is not None:
+            # Not among the nearest where many cells share a location.
+            unseen = (spot >= 0) & (rows != spot[:, None]).all(1)
+            rows[unseen, surroundings.sizes[0] - 1] = spot[unseen]
         present, near = rows >= 0, np.maximum(rows, 0)
         inside = None if spot is None else rows == spot[:, None]
         all_weights, variance = self._kriging(scaled, observed.scaled[near], present, inside)

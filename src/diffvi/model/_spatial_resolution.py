@@ -43,9 +43,9 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
     ) -> AnnData:
         """Divide the counts of spots among locations inside them, and tell what is expected there.
 
-        Every location belongs to the nearest spot of its section. Each gene's counts of a spot are divided among its locations in proportion to the rates
-        that are predicted there, so that locations sum to their spot exactly, and so does its noise. ``layers["log_expression"]`` is the better guess where spots are poor: it weighs
-        the spot that a location is in against those around it by how much of it a second measurement would repeat.
+        Every location belongs to the nearest spot of its section, between spots too. Each gene's counts of a spot are divided among its locations in proportion to the rates
+        that are predicted there, so that locations sum to their spot exactly, noise included. ``layers["log_expression"]`` leaves noise out: it weighs
+        the spot that a location is in against those around it by how much of it a second measurement would repeat, as learned from the spots that the model was trained on.
 
         Parameters
         ----------
@@ -67,7 +67,7 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
         Returns
         -------
         AnnData with a row for each location: ``X`` (``int32`` counts, CSR, one draw), ``layers["mean"]`` (expected counts), ``layers["log_expression"]``
-        (expected log-normalised expression, by kriging, whichever ``method``), ``obs["spot"]`` (name of the spot) and the coordinates in ``obsm``. Counts of spots without a location are left out.
+        (expected log-normalised expression, by kriging, whichever ``method``), ``obs["spot"]`` (name of the spot), ``obs["far_outside"]`` (as in :meth:`generate_at_location`) and the coordinates in ``obsm``. Counts of spots without a location are left out.
 
         Raises
         ------
@@ -102,7 +102,7 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
         for members in track(_batches(spot, batch_size), style="tqdm", disable=not show_progress):
             rows, ends = np.concatenate(members), np.cumsum([len(m) for m in members])[:-1]
             counts = own[spot[[m[0] for m in members]]].toarray().astype(np.int64)
-            around = self._around(observed, look, request, rows, spot[rows])
+            around = self._around(observed, look, request, rows, np.where(request.far, -2, spot)[rows])
             kriged[rows] = self._expression(around[0].mean, around[0].frame).clip(0)
             tables: Iterable[np.ndarray]
             if method == "diffusion":
@@ -117,7 +117,10 @@ class SpatialResolutionMixin(SpatialPredictionMixin):
                 expected[rows] += np.concatenate([c * s for c, s in zip(counts, shares, strict=True)])
             expected[rows] /= k + 1
             order.append(rows)
-        obs = pd.DataFrame({"spot": adata.obs_names.to_numpy()[spot]}, index=pd.RangeIndex(len(points)).astype(str))
+        obs = pd.DataFrame(
+            {"spot": adata.obs_names.to_numpy()[spot], "far_outside": request.far},
+            index=pd.RangeIndex(len(points)).astype(str),
+        )
         if self.section_key is not None:
             obs[self.section_key] = np.array(self._frames.names, dtype=object)[frame]
         stacked = sparse.vstack(drawn, format="csr")[np.argsort(np.concatenate(order))]

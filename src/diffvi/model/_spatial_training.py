@@ -43,7 +43,6 @@ class SpatialTrainingMixin(SpatialContextMixin):
     vocabulary: Any
     mean_: dict[str, Any] | None
     _expected: Any
-    _counts_of: Any
 
     def _require_data(self) -> Any:
         adata = super()._require_data()  # type: ignore[misc]
@@ -166,11 +165,10 @@ class SpatialTrainingMixin(SpatialContextMixin):
     def _micro(self, adata: Any, frame: np.ndarray, training: np.ndarray, kriging: LocalKriging) -> np.ndarray:
         """Share of the nuggets of the components that is not noise of counting; the state has none that is known of."""
         d, cells = int(self.module.prior.d), np.sort(np.random.default_rng(0).permutation(training)[:MAX_SPLIT])
-        share = repeatable_share(self._counts_of(adata)[cells], frame[cells], len(kriging.kinds) - d)
-        kinds = kriging.kinds[d : d + len(share)]
+        share = repeatable_share(self._counts(adata, cells), frame[cells], kriging.kinds[d:])
         micro = np.zeros(len(kriging.log_nuggets), np.float32)
-        for kind in np.unique(kinds):
-            micro[kind] = 1 - (1 - share[kinds == kind].mean()) / np.exp(kriging.log_nuggets[kind])
+        told = np.flatnonzero(share)
+        micro[told] = 1 - (1 - share[told]) / np.exp(kriging.log_nuggets[told])
         return micro.clip(0, 1)
 
     def _finish_diffusion(self) -> None:

@@ -13,7 +13,7 @@ RANGES = (1.0, 4.0, 16.0)
 """Ranges of the covariance that the fit starts from, in units of the distance between neighbours."""
 JITTER = 1e-5
 """Added to the diagonal: without it the covariance of locations that coincide would not be positive in single precision."""
-BATCH_SIZE = 64
+BATCH_SIZE = 32
 """Locations in a step of the fit."""
 ROWS = 256
 """Locations that are solved for at a time: a system for each of them and each feature is in memory."""
@@ -107,18 +107,16 @@ class LocalKriging:
         smoothness
             0.5, 1.5 or 2.5; ``None`` for the one that predicts with the least squared error, which the likelihood, of all features alike, does not always find.
         importance
-            Weights of the features in that error, ``(n_features,)``; ``None`` for ones.
+            Weights of the features in that error, ``(n_features,)``; ``None`` or zeros throughout for ones.
 
         Returns
         -------
         The fitted covariance, with which :meth:`__call__` predicts.
         """
-        if smoothness is None:
-            found = [cls.fit(values, scaled, targets, around, kinds, n_steps, nu) for nu in SMOOTHNESS]
-            rows = np.random.default_rng(0).permutation(len(targets))[:MAX_COMPARED]
-            return min(found, key=lambda k: k._error(values, scaled, targets[rows], around[rows], importance))
-        n_dims = scaled.shape[1]
         kinds = np.arange(values.shape[1]) if kinds is None else kinds
+        if smoothness is None:
+            smoothness = cls._smoothness(values, scaled, targets, around, kinds, n_steps, importance)
+        n_dims = scaled.shape[1]
         n_kinds = int(kinds.max()) + 1
         parts = {
             "log_ranges": torch.tensor(RANGES).log(),
@@ -148,19 +146,37 @@ class LocalKriging:
         fitted = {name: part.detach().numpy() for name, part in parts.items()}
         return cls(**fitted, kinds=kinds, smoothness=smoothness)
 
-    def _error(
-        self,
+    @classmethod
+    def _smoothness(
+        cls,
         values: np.ndarray,
         scaled: np.ndarray,
         targets: np.ndarray,
         around: np.ndarray,
+        kinds: np.ndarray,
+        n_steps: int,
         importance: np.ndarray | None,
     ) -> float:
-        """Mean squared error of predictions, weighted by the importance of the features."""
+        """The smoothness with the least error, fitted to the features that count in it."""
+        weight = np.ones(values.shape[1]) if importance is None or not importance.any() else importance
+        used = np.flatnonzero(weight)
+        kinds = np.unique(kinds[used], return_inverse=True)[1]
+        rows = np.random.default_rng(0).permutation(len(targets))[:MAX_COMPARED]
+        given = values[:, used], scaled, targets[rows], around[rows], weight[used]
+
+        def error(smoothness: float) -> float:
+            return cls.fit(values[:, used], scaled, targets, around, kinds, n_steps, smoothness)._error(*given)
+
+        return min(SMOOTHNESS, key=error)
+
+    def _error(
+        self, values: np.ndarray, scaled: np.ndarray, targets: np.ndarray, around: np.ndarray, weight: np.ndarray
+    ) -> float:
+        """Mean squared error of predictions, weighted by feature."""
         near = np.maximum(around, 0)
         weights, _ = self(scaled[targets], scaled[near], around >= 0)
         error = (values[targets] - np.einsum("njk,nkj->nj", weights, values[near])) ** 2
-        return float(np.average(error.mean(0), weights=importance))
+        return float(np.average(error.mean(0), weights=weight))
 
     @property
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
