@@ -282,6 +282,26 @@ def test_training_from_the_disk(tmp_path):
     assert a.kriging_["micro"].shape == a.kriging_["log_nuggets"].shape
 
 
+def test_the_share_of_the_network_is_chosen_without_what_a_location_does_not_know(monkeypatch):
+    seen = []
+
+    def expected(self, context, codes, table):
+        seen.append((codes, table.codes, context))
+        return np.zeros((len(codes), self.adata.n_vars), np.float32)
+
+    monkeypatch.setattr(BriefSpatial, "_expected", expected)
+    adata = simulate_tissue(150, 10, n_sections=2, seed=0)
+    model = brief(adata, {"labels_key": "cell_type", "section_key": "section"})
+    (codes, told, context) = seen[0]
+    label, section = (model.vocabulary.columns[k].start for k in ("cell_type", "section"))
+    assert len(codes) >= 20
+    assert np.isnan(codes[:, label]).all()
+    np.testing.assert_array_equal(codes[:, section], context.frame)
+    observed = model._own_observed()
+    nearest = observed.table.codes[:, label]
+    assert set(told[:, label]) <= set(nearest)
+
+
 def test_a_handful_of_cells():
     model = brief(simulate_tissue(10, 10, seed=0))
     assert (model.kriging_["micro"] == 0).all()

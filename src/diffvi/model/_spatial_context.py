@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +97,11 @@ class SpatialContextMixin:
     """Looks around locations."""
 
     module: Any
+    vocabulary: Any
     registry_: dict[str, Any]
     get_anndata_manager: Any
+    _decoder_attributes: list[str]
+    _override: Any
     _standardised: Any
     _restored: Any
     frames_: dict[str, Any] | None
@@ -214,6 +218,20 @@ class SpatialContextMixin:
         far = self._frames.far(scaled, frame)
         codes[far] = np.nan
         return Context(scaled, frame, rows, all_weights[:, :d], mean, sd, codes.astype(np.float32), far)
+
+    def _asked(self, conditions: Mapping[str, Any] | None, frame: np.ndarray) -> np.ndarray:
+        """Codes of what is asked for at locations, and of their section."""
+        codes = self.vocabulary.encode(conditions, len(frame))
+        if self.section_key is not None:
+            codes[:, self.vocabulary.columns[self.section_key].start] = frame
+        return codes
+
+    def _told(self, observed: Observed, context: Context, codes: np.ndarray) -> TrainingTable:
+        """What the decoder is told at locations: as of the nearest cell, but for what is asked for."""
+        table = observed.table.subset(np.maximum(context.rows[:, 0], 0))
+        for name in self._decoder_attributes:
+            self._override(table, name, codes[:, self.vocabulary.columns[name].start])
+        return table
 
     def _start_noise(
         self, observed: Observed, context: Context, seed: int, sample: int, streams: CellStreams

@@ -62,9 +62,7 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
     """Draws what is at locations."""
 
     _decode: Any
-    _decoder_attributes: list[str]
     _draw_cells: Any
-    _override: Any
     _provenance: Any
     _sampler: Any
     get_var_names: Any
@@ -90,9 +88,7 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
                 UserWarning,
                 stacklevel=3,
             )
-        codes = self.vocabulary.encode(conditions, len(points))
-        if self.section_key is not None:
-            codes[:, self.vocabulary.columns[self.section_key].start] = frame
+        codes = self._asked(conditions, frame)
         scales = self.vocabulary.scales(guidance_scale)
         return Request(points, scaled, frame, far, codes, sampler, n_steps, scales, seed_or_random(seed))
 
@@ -111,11 +107,7 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         """What is known of some of the locations, their conditions, and what the decoder is told there."""
         codes = request.codes[rows]
         context = self._context(observed, look, request.scaled[rows], request.frame[rows], spot=spot)
-        # What it is told of the nearest cell, but for what is asked for.
-        table = observed.table.subset(np.maximum(context.rows[:, 0], 0))
-        for name in self._decoder_attributes:
-            self._override(table, name, codes[:, self.vocabulary.columns[name].start])
-        return context, codes, table
+        return context, codes, self._told(observed, context, codes)
 
     def _at(
         self,

@@ -180,7 +180,9 @@ class SpatialTrainingMixin(SpatialContextMixin):
             return
         context = self._context(observed, look, observed.scaled[rows], observed.frame[rows], rows)
         kriged = self._expression(context.mean, context.frame)
-        decoded = self._expected(context, observed.table.codes[rows], observed.table.subset(rows))
+        # As at a location: nothing is known of the cell but where it is.
+        codes = self._asked(None, context.frame)
+        decoded = self._expected(context, codes, self._told(observed, context, codes))
         real = self._log_expression(self.adata, rows)
         offset = (kriged - decoded).mean(0)
         spread = np.maximum(real.var(0), 1e-6)
