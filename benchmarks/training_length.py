@@ -37,18 +37,24 @@ def matched(rng: np.random.Generator, have: np.ndarray, wanted: np.ndarray) -> n
     return np.concatenate([rng.choice(np.flatnonzero(have == label), n, replace=False) for label, n in counts])
 
 
-def main() -> None:
+def parser_of_trainings(description: str | None, seeds: list[int], draws: int) -> argparse.ArgumentParser:
+    """Arguments of a benchmark of several trainings, which run quietly on one thread."""
     warnings.filterwarnings("ignore")
     quiet_lightning()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--batch-key")
+    parser.add_argument("--seeds", type=int, nargs="*", default=seeds)
+    parser.add_argument("--draws", type=int, default=draws)
+    return parser
+
+
+def main() -> None:
+    parser = parser_of_trainings(__doc__, seeds=[0, 1], draws=3)
     parser.add_argument("--vae-steps", type=int, nargs="*", default=[5000, 3500, 2500])
     parser.add_argument("--diffusion-steps", type=int, nargs="*", default=[5000, 3500, 2500, 1500])
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
-    parser.add_argument("--draws", type=int, default=3)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     outer, _ = split_cells(ad.read_h5ad(arguments.data), "cell_type", n_top_genes=None)
     train, validation = split_cells(outer, "cell_type", seed=100)
     labels, train_labels = (a.obs["cell_type"].to_numpy(str) for a in (validation, train))

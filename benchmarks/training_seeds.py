@@ -8,16 +8,12 @@ Nothing is chosen by these: they are the scores of the defaults.
 
 from __future__ import annotations
 
-import argparse
-import warnings
-
 import anndata as ad
 import pandas as pd
 import scvi
-import torch
+from training_length import parser_of_trainings
 
 from diffvi.benchmark import split_cells
-from diffvi.benchmark._demo import quiet_lightning
 from diffvi.metrics import evaluate_generation
 from diffvi.model import LatentDiffusionSCVI
 
@@ -25,15 +21,7 @@ SCORES = ["rf_auc_genes", "rf_auc_pca", "precision", "recall", "density", "cover
 
 
 def main() -> None:
-    warnings.filterwarnings("ignore")
-    quiet_lightning()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data")
-    parser.add_argument("--batch-key")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--draws", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = parser_of_trainings(__doc__, seeds=[0, 1, 2], draws=2).parse_args()
     train, test = split_cells(ad.read_h5ad(arguments.data), "cell_type")
     asked = {k: test.obs[k].tolist() for k in ("cell_type", arguments.batch_key) if k}
     rows = {}
