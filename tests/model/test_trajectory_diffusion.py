@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import scvi
 import torch
+from scipy import sparse
 from scipy.spatial.distance import cdist
 
 from diffvi import InvalidInputError, NotTrainedError
@@ -14,6 +15,7 @@ from diffvi.datasets import simulate_trajectory
 from diffvi.metrics import energy_distance
 from diffvi.model import TrajectoryDiffusion
 from diffvi.model._trajectory_analysis import _choice_entropy, _crossings, _weighted_mean
+from diffvi.process import couple
 from tests.conftest import QUIET
 
 SMALL = {"n_hidden": 64, "n_latent": 5, "denoiser_kwargs": {"width": 32, "depth": 2}}
@@ -355,6 +357,29 @@ def test_given_growth_rates_are_used(course):
     assert np.abs(even.get_growth_rates()).max() < 0.05
 
 
+def test_cells_may_enter_whose_ancestors_were_not_measured(tmp_path, monkeypatch):
+    coupled = []
+
+    def watched(*args, **kwargs):
+        coupled.append((kwargs["target_penalty"], couple(*args, **kwargs)))
+        return coupled[-1][1]
+
+    monkeypatch.setattr("diffvi.model._trajectory_training.couple", watched)
+    adata = simulate_trajectory(60, 30, (0, 1), seed=0)
+    # Half of the later cells are of a kind that has no progenitors: other genes are on.
+    new = np.flatnonzero(adata.obs["time"] == 1)[::2]
+    counts = adata.X.toarray()
+    counts[new] = counts[new][:, ::-1]
+    adata.X = sparse.csr_matrix(counts)
+    for penalty in (np.inf, 0.1):
+        model = fit(adata.copy(), epochs=(40, 1), target_penalty=penalty)
+    entered = {penalty: (coupling.successors % 2 == 0).mean() for penalty, coupling in coupled}
+    assert entered[np.inf] == pytest.approx(0.5, abs=0.25)
+    assert entered[0.1] < 0.5 * entered[np.inf]
+    model.save(tmp_path / "model")
+    assert TrajectoryDiffusion.load(tmp_path / "model", adata).target_penalty == 0.1
+
+
 def test_cells_keep_their_conditions_and_are_coupled_within_them():
     """Two treatments that move in opposite directions are not mixed."""
     adata = simulate_trajectory(60, 20, (0, 1, 2), seed=0)
@@ -464,6 +489,7 @@ def test_bad_times_get_a_sentence(change, message):
         ({"coupling": "best"}, "`coupling` must be one of 'unbalanced', 'balanced'; got 'best'"),
         ({"entropy": 0}, "`entropy` must be a positive number; got 0"),
         ({"source_penalty": -1}, "`source_penalty` must be a positive number; got -1"),
+        ({"target_penalty": 0}, "`target_penalty` must be a positive number; got 0"),
         ({"manifold_pull": 2}, "`manifold_pull` must be a number from 0 to 1; got 2"),
         ({"max_block": 0}, "`max_block` must be a whole number"),
         ({"n_growth_neighbors": -1}, "`n_growth_neighbors` must be a whole number of at least 0; got -1"),

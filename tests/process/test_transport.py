@@ -11,12 +11,17 @@ A, B = RNG.normal(size=(60, 4)), RNG.normal(size=(80, 4)) + 0.5
 COST = ((A[:, None] - B) ** 2).sum(-1)
 
 
-@pytest.mark.parametrize(("entropy", "penalty"), [(0.1, 1.0), (0.05, 0.3), (0.5, np.inf)])
-def test_plans_are_those_of_pot(entropy, penalty):
+@pytest.mark.parametrize(
+    ("entropy", "penalty", "target"),
+    [(0.1, 1.0, np.inf), (0.05, 0.3, np.inf), (0.5, np.inf, np.inf), (0.05, 0.3, 0.1), (0.1, np.inf, 0.2)],
+)
+def test_plans_are_those_of_pot(entropy, penalty, target):
     ot = pytest.importorskip("ot")
     masses = RNG.dirichlet(np.full(60, 5.0)), np.full(80, 1 / 80)
-    plan = unbalanced_plan(COST, masses[0], entropy, penalty, max_iterations=20_000, tolerance=1e-9)
-    bounded = min(penalty, 1e7), 1e7
+    plan = unbalanced_plan(
+        COST, masses[0], entropy, penalty, max_iterations=20_000, tolerance=1e-9, target_penalty=target
+    )
+    bounded = min(penalty, 1e7), min(target, 1e7)
     theirs = ot.unbalanced.sinkhorn_knopp_unbalanced(
         *masses, COST / COST.mean(), entropy, bounded, numItermax=50_000, stopThr=1e-14
     )
@@ -28,6 +33,9 @@ def test_a_small_entropy_does_not_underflow_and_keeps_the_exact_marginal():
     assert np.isfinite(plan).all()
     np.testing.assert_allclose(plan.sum(0), 1 / 80, rtol=1e-9)
     assert plan.sum(1).max() > 1.5 / 60
+    free = unbalanced_plan(COST * 1e3, entropy=1e-3, source_penalty=0.1, target_penalty=0.1)
+    assert np.isfinite(free).all()
+    assert free.sum(0).max() > 1.5 * free.sum(0).min()
 
 
 def _two_groups(shift):
@@ -76,6 +84,20 @@ def test_couplings_keep_to_the_growth_that_is_given():
     even = couple(early, late, n_growth_updates=0)
     np.testing.assert_array_equal(even.growth, 1)
     assert (even.successors[:100] >= 50).mean() > 0.3
+
+
+def test_cells_may_enter_that_have_no_ancestor():
+    rng = np.random.default_rng(1)
+    early = rng.normal(size=(200, 3)) + np.repeat([-4, 4], 100)[:, None]
+    late = rng.normal(size=(150, 3)) + np.repeat([-4, 4, -4], 50)[:, None]
+    late[100:, 1] += 12
+    kept, free = (couple(early, late, n_growth_neighbors=30, target_penalty=p) for p in (np.inf, 0.1))
+    # Somebody has to become them, and two groups that stay as they are have to grow and shrink for it.
+    assert (kept.successors >= 100).mean() > 0.2
+    assert kept.growth[100:].mean() / kept.growth[:100].mean() > 1.5
+    assert (free.successors >= 100).mean() < 0.01
+    assert (free.successors[:100] < 50).mean() > 0.99
+    assert free.growth[100:].mean() / free.growth[:100].mean() == pytest.approx(1.0, abs=0.05)
 
 
 def test_blocks_cover_every_cell_and_too_few_cells_for_them_are_refused():

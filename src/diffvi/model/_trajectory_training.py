@@ -38,6 +38,7 @@ class TrajectoryTrainingMixin:
     coupling: str
     entropy: float
     source_penalty: float
+    target_penalty: float
     n_growth_updates: int
     n_growth_neighbors: int
     max_block: int
@@ -146,6 +147,7 @@ class TrajectoryTrainingMixin:
         settings: dict[str, Any] = {
             "entropy": self.entropy,
             "source_penalty": self.source_penalty,
+            "target_penalty": self.target_penalty,
             "n_growth_updates": self.n_growth_updates if self.coupling == "unbalanced" else 0,
             "n_growth_neighbors": self.n_growth_neighbors,
             "max_block": self.max_block,

@@ -22,11 +22,12 @@ def unbalanced_plan(
     source_penalty: float = 0.3,
     max_iterations: int = 1000,
     tolerance: float = 1e-4,
+    target_penalty: float = float("inf"),
 ) -> np.ndarray:
-    r"""Entropic plan whose source marginal may differ from that given, at a price (:cite:p:`Chizat18`).
+    r"""Entropic plan whose marginals may differ from those given, at a price (:cite:p:`Chizat18`).
 
-    Minimises :math:`\langle P, C \rangle + \varepsilon \mathrm{KL}(P | a b^\top) + \rho \mathrm{KL}(P 1 | a)` among the plans whose
-    target marginal is :math:`b = (1/m, \dots, 1/m)`, by Sinkhorn's scaling in torch. The scalings are folded into the kernel whenever
+    Minimises :math:`\langle P, C \rangle + \varepsilon \mathrm{KL}(P | a b^\top) + \rho_a \mathrm{KL}(P 1 | a) + \rho_b \mathrm{KL}(P^\top 1 | b)`
+    with :math:`b = (1/m, \dots, 1/m)`, by Sinkhorn's scaling in torch. The scalings are folded into the kernel whenever
     they grow large, so that small entropies, at which POT's unbalanced solvers underflow, are as safe as large ones.
 
     Parameters
@@ -35,11 +36,11 @@ def unbalanced_plan(
         ``(n, m)``.
     source
         Masses :math:`a`; ``None`` for uniform ones that sum to 1.
-    entropy, source_penalty
-        :math:`\varepsilon, \rho`, in units of the mean cost; an infinite penalty keeps the source marginal.
+    entropy, source_penalty, target_penalty
+        :math:`\varepsilon, \rho_a, \rho_b`, in units of the mean cost; an infinite penalty keeps the marginal.
     max_iterations, tolerance
-        Stop when no log scaling changes by more than the tolerance, or after so many iterations; the target marginal is exact in
-        any case.
+        Stop when no log scaling of the source changes by more than the tolerance, or after so many iterations; a target marginal that is
+        to be kept is exact in any case.
 
     Returns
     -------
@@ -58,7 +59,7 @@ def unbalanced_plan(
     b = torch.full((m,), 1 / m, dtype=torch.float64)
     scaled = torch.as_tensor(cost, dtype=torch.float64) / (entropy * max(float(cost.mean()), 1e-12))
     scaled = scaled - a.log()[:, None] - b.log()
-    power = 1.0 if np.isinf(source_penalty) else source_penalty / (source_penalty + entropy)
+    powers = [1.0 if np.isinf(p) else p / (p + entropy) for p in (source_penalty, target_penalty)]
     # Potentials that have been folded into the kernel, and scalings on top of them.
     f, g = scaled.amin(1), torch.zeros(m, dtype=torch.float64)
     u, v = torch.ones_like(f), torch.ones_like(g)
@@ -66,8 +67,8 @@ def unbalanced_plan(
     tiny = torch.finfo(torch.float64).tiny
     for _ in range(max_iterations):
         before = u
-        u = (a / (kernel @ v).clamp_min(tiny)) ** power * torch.exp((power - 1) * f)
-        v = b / (u @ kernel).clamp_min(tiny)
+        u = (a / (kernel @ v).clamp_min(tiny)) ** powers[0] * torch.exp((powers[0] - 1) * f)
+        v = (b / (u @ kernel).clamp_min(tiny)) ** powers[1] * torch.exp((powers[1] - 1) * g)
         if float((u / before).log().abs().max()) < tolerance:
             break
         if max(float(u.log().abs().max()), float(v.log().abs().max())) > 50:
@@ -120,11 +121,12 @@ def couple(
     n_draws: int = 32,
     max_block: int = MAX_BLOCK,
     seed: int = 0,
+    target_penalty: float = float("inf"),
 ) -> Coupling:
     """Couple two populations by optimal transport for the squared Euclidean distance, with cells that grow or die.
 
-    Every later cell has an ancestor, and every earlier cell as many descendants as it grows, which is given or estimated: see
-    :func:`estimate_growth`.
+    Every later cell has an ancestor, unless cells may enter (``target_penalty``), and every earlier cell as many descendants as it grows, which
+    is given or estimated: see :func:`estimate_growth`.
 
     Parameters
     ----------
@@ -134,7 +136,7 @@ def couple(
         Expected number of descendants of each earlier cell, up to a factor, where known.
     entropy
         See :func:`unbalanced_plan`.
-    source_penalty, n_growth_updates, n_growth_neighbors
+    source_penalty, target_penalty, n_growth_updates, n_growth_neighbors
         See :func:`estimate_growth`; without updates no cell grows.
     n_draws
         Draws from every row and column that are kept in place of the plan, which need not fit into memory.
@@ -173,13 +175,13 @@ def couple(
     for rows, columns in zip(*blocks, strict=True):
         x, y = earlier[rows], later[columns]
         if growth is None:
-            mass = estimate_growth(x, y, entropy, source_penalty, n_growth_updates, n_growth_neighbors)
+            mass = estimate_growth(x, y, entropy, source_penalty, n_growth_updates, n_growth_neighbors, target_penalty)
         else:
             mass = np.asarray(growth, float)[rows]
             # A cell that all but dies keeps a mass whose logarithm is finite.
             mass = np.maximum(mass, 1e-6 * mass.max())
         cost = _squared_distances(x, y)
-        plan = unbalanced_plan(cost, mass / mass.sum(), entropy, float("inf"))
+        plan = unbalanced_plan(cost, mass / mass.sum(), entropy, float("inf"), target_penalty=target_penalty)
         successors[rows] = columns[_draw(plan, n_draws, rng)]
         predecessors[columns] = rows[_draw(plan.T, n_draws, rng)]
         factors[rows] = mass / mass.mean()
@@ -194,6 +196,7 @@ def estimate_growth(
     source_penalty: float = 0.3,
     n_updates: int = 8,
     n_neighbors: int = 20,
+    target_penalty: float = float("inf"),
 ) -> np.ndarray:
     """How many descendants each earlier cell has, relative to their mean, ``(n,)``.
 
@@ -206,8 +209,9 @@ def estimate_growth(
     ----------
     earlier, later
         States, ``(n, d)`` and ``(m, d)``.
-    entropy, source_penalty
-        See :func:`unbalanced_plan`: how strongly a plan keeps to the masses it starts from.
+    entropy, source_penalty, target_penalty
+        See :func:`unbalanced_plan`: how strongly a plan keeps to the masses it starts from, and to the population it arrives at. With a finite
+        ``target_penalty`` later cells may have entered, rather than that others nearby are their ancestors.
     n_updates
         Plans; more let growth vary more. 0 for none, without growth.
     n_neighbors
@@ -237,7 +241,9 @@ def estimate_growth(
     if n_neighbors == 0:
         cost = _squared_distances(earlier, later)
         for _ in range(n_updates):
-            plan = unbalanced_plan(cost, mass / mass.sum(), entropy, source_penalty, tolerance=1e-3)
+            plan = unbalanced_plan(
+                cost, mass / mass.sum(), entropy, source_penalty, tolerance=1e-3, target_penalty=target_penalty
+            )
             mass = np.maximum(plan.sum(1) * len(earlier), 1e-3)
         return mass / mass.mean()
     k = min(n_neighbors, max(1, len(earlier) // 3))
@@ -245,7 +251,7 @@ def estimate_growth(
     moved, penalty = earlier, float("inf")
     for update in range(n_updates + 1):
         cost = _squared_distances(moved, later)
-        plan = unbalanced_plan(cost, mass / mass.sum(), entropy, penalty, tolerance=1e-3)
+        plan = unbalanced_plan(cost, mass / mass.sum(), entropy, penalty, tolerance=1e-3, target_penalty=target_penalty)
         gained = np.maximum(plan.sum(1), 1e-300)
         moved = earlier + ((plan @ later) / gained[:, None] - earlier)[near].mean(1)
         if update > 0:
