@@ -90,6 +90,24 @@ def score(
     return pd.DataFrame(tables).mean().to_dict()
 
 
+def sampled(real: np.ndarray, samples: list[np.ndarray], where: np.ndarray, sections: np.ndarray) -> dict[str, float]:
+    """Scores of single samples, averaged over several, and the standard deviation of their energy distance."""
+    table = pd.DataFrame([score(real, sample, sample, where, sections) for sample in samples])
+    names = ["moran_i_sample", "variance_ratio_sample", "energy_distance"]
+    return table[names].mean().to_dict() | {"energy_sd": float(table["energy_distance"].std(ddof=0))}
+
+
+def other_cells(
+    values: np.ndarray, hidden: np.ndarray, sections: np.ndarray, held: np.ndarray, seed: int
+) -> np.ndarray:
+    """Real cells that were not hidden, of the same sections, drawn at random without regard to place."""
+    rng, sample = np.random.default_rng(seed), np.empty((len(held), values.shape[1]))
+    for name in np.unique(held):
+        seen = np.flatnonzero(~hidden & (sections == name))
+        sample[held == name] = values[rng.permutation(seen)[: (held == name).sum()]]
+    return sample
+
+
 def locations(options: argparse.Namespace) -> pd.DataFrame:
     """Held-out locations of a tissue."""
     adata, key = tissue(options.folder, options.tissue, options.distinct)
@@ -99,19 +117,26 @@ def locations(options: argparse.Namespace) -> pd.DataFrame:
     real, where, held = values[hidden], places[hidden], sections[hidden]
     rows = {}
     for make in SPACE_BASELINES:
-        mean, sample = np.zeros_like(real), np.zeros_like(real)
+        mean, samples = np.zeros_like(real), [np.zeros_like(real) for _ in range(options.samples)]
         for name in np.unique(sections):
             method, seen, asked = make(), ~hidden & (sections == name), held == name
             method.fit(places[seen], values[seen])
-            mean[asked], sample[asked] = method.predict(where[asked]), method.sample(where[asked], 0)
-        rows[make.name] = score(real, mean, sample, where, held)
+            mean[asked] = method.predict(where[asked])
+            for seed, sample in enumerate(samples):
+                sample[asked] = method.sample(where[asked], seed)
+        rows[make.name] = score(real, mean, samples[0], where, held) | sampled(real, samples, where, held)
+    others = [other_cells(values, hidden, sections, held, seed) for seed in range(options.samples)]
+    rows["other cells of the section"] = sampled(real, others, where, held)
     model, seconds = trained(adata[~hidden].copy(), key, options, batch_key=key)
     asked_sections = None if key is None else held
     start = time.perf_counter()
     draw = model.generate_at_location(where, asked_sections, seed=0)
     took = time.perf_counter() - start
     expected = model.generate_at_location(where, asked_sections, n_samples=30, return_mean=True, seed=0)
-    rows["SpatialDiffusion"] = score(real, np.asarray(expected.X), log_normalise(draw.X), where, held)
+    draws = [draw, *(model.generate_at_location(where, asked_sections, seed=i) for i in range(1, options.samples))]
+    samples = [log_normalise(d.X) for d in draws]
+    rows["SpatialDiffusion"] = score(real, np.asarray(expected.X), samples[0], where, held)
+    rows["SpatialDiffusion"] |= sampled(real, samples, where, held)
     inside = (real >= expected.layers["lower"]) & (real <= expected.layers["upper"])
     # Quantiles of counts are often 0, and an interval that holds it holds most cells; so also of genes that are seen in most cells.
     frequent = (real > 0).mean(0) > 0.5
@@ -303,6 +328,9 @@ def main() -> None:
     parser.add_argument("--mask", choices=["random", "disc"], default="random")
     parser.add_argument("--distinct", action="store_true", help="one cell for each location")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--samples", type=int, default=10, help="locations: samples that scores of single ones are averaged over"
+    )
     parser.add_argument("--model-kwargs", default="{}")
     parser.add_argument("--train-kwargs", default="{}")
     parser.add_argument("--kl-weight", type=float, help="decoder: weight of the prior of the VAE")

@@ -68,8 +68,8 @@ class PerturbDiffusion(PerturbationPredictionMixin, DenoisingMixin, LatentDiffus
         Tell the networks the mean latent of the control cells of a cell's context.
     rate_offset
         Also correct the decoded log rates of each gene by what the latent changes leave of the measured log ratios,
-        shrunk by its noise. Helps with many weak effects in one kind of cell, and hurts in a cell type that was never
-        seen perturbed (``benchmarks/perturbation.md``).
+        shrunk by its noise, as far as it repeats: in contexts that were seen perturbed, from one half of the cells to the other; in new
+        ones, from the other contexts to each in turn (0 where there is but one). These two shares are ``offset_shares_``.
     **vae_kwargs
         Passed to :class:`scvi.module.VAE`.
 
@@ -116,7 +116,7 @@ class PerturbDiffusion(PerturbationPredictionMixin, DenoisingMixin, LatentDiffus
         transfer_gain: float = 1.15,
         head_weight: float = 0.0,
         condition_on_population: bool = True,
-        rate_offset: bool = False,
+        rate_offset: bool = True,
         **vae_kwargs: Any,
     ) -> None:
         super().__init__(
@@ -149,6 +149,7 @@ class PerturbDiffusion(PerturbationPredictionMixin, DenoisingMixin, LatentDiffus
         self.controls_ = None
         self.control_means_: dict[tuple[int, ...], np.ndarray] = {}
         self.perturbed_contexts_: list[tuple[int, ...]] = []
+        self.offset_shares_ = {"seen": 1.0, "new": 1.0}
         self._add_prior(
             denoiser=denoiser,
             denoiser_kwargs=denoiser_kwargs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from diffvi._exceptions import one_of
 from diffvi.data import TrainingTable
 from diffvi.module import EffectWeights
 
-from ._perturbation_measures import PSEUDOCOUNT, coverage_factor
+from ._perturbation_measures import PSEUDOCOUNT, Transfer, coverage_factor, repeatable
 from ._perturbation_training import PerturbationTrainingMixin
 
 N_CALIBRATION_CELLS = 64
@@ -74,7 +74,7 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
         contexts = self._contexts(table.codes)
         gains, new = self._gains(contexts), 1 - np.mean([c in set(self.perturbed_contexts_) for c in contexts])
         after = self._mean_counts(self._moved(state, weights, gains), table)
-        if (offset := self._log_offset(weights[None])) is not None:
+        if (offset := self._log_offset(weights[None], contexts)) is not None:
             after = after * np.exp(offset)
             after *= base.sum(1, keepdims=True) / after.sum(1, keepdims=True)
         cells = np.log(after + PSEUDOCOUNT) - np.log(base + PSEUDOCOUNT)
@@ -84,10 +84,49 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
         doubt = np.maximum(apart**2 - weights**2 @ self.measured_["variance"], 0.0)
         return ratio, cells.std(0), doubt + new * (weights**2 @ self.measured_["between_contexts"])
 
-    def _log_offset(self, weights: np.ndarray) -> np.ndarray | None:
-        """What the decoder's log rates miss of the measured log ratios, for weightings ``(n, n_treatments)``."""
+    def _log_offset(self, weights: np.ndarray, contexts: Sequence[tuple[int, ...]]) -> np.ndarray | None:
+        """What the decoder's log rates miss of the measured log ratios, for a weighting for all cells or one for each, in their contexts."""
         offset = None if self.measured_ is None else self.measured_.get("offset")
-        return None if offset is None else weights @ offset
+        if offset is None:
+            return None
+        seen, shares = set(self.perturbed_contexts_), self.offset_shares_
+        return np.array([[shares["seen" if c in seen else "new"]] for c in contexts]) * (weights @ offset)
+
+    @torch.inference_mode()
+    def _offset_share(self, transfers: Iterable[Transfer]) -> float | None:
+        """How much of the offsets that some cells tell is found in the others: least squares, 0 to 1; ``None`` where nothing is told."""
+        both, own = 0.0, 0.0
+        for transfer in transfers:
+            told, asked = (
+                measured.log_ratio - self._through(transfer.effects, where)
+                for measured, where in ((transfer.told, transfer.told_in), (transfer.asked, transfer.asked_in))
+            )
+            noise = transfer.asked.variance
+            known = np.isfinite(noise + transfer.told.variance + told + asked)
+            told = repeatable(told, transfer.told.variance)
+            if known.any():
+                left = max(float((asked[known] ** 2 - noise[known]).mean()), 1e-3)
+                weight = 1 / (noise[known] + left)
+                both += float((weight * told[known] * asked[known]).sum())
+                own += float((weight * told[known] ** 2).sum())
+        return float(np.clip(both / own, 0.0, 1.0)) if own > 0 else None
+
+    def _through(self, effects: np.ndarray, where: set[tuple[int, ...]]) -> np.ndarray:
+        """Log ratios that mean latent effects have through the decoder, on control cells of some contexts; NaN where none is remembered."""
+        held = dict(self.controls_ or {})
+        state, table = held.pop("state"), TrainingTable(**held)
+        rows = np.flatnonzero([c in where for c in self._contexts(table.codes)])
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:N_CALIBRATION_CELLS])
+        if not len(rows):
+            return np.full((len(effects), len(self.get_var_names())), np.nan)
+        state, table = state[rows], table.subset(rows)
+        base, out = self._mean_counts(state, table), []
+        for effect in effects:
+            moved = state.copy()
+            moved[:, :-1] += effect * self._z_scale
+            after = self._mean_counts(moved, table)
+            out.append(np.log(after.mean(0) + PSEUDOCOUNT) - np.log(base.mean(0) + PSEUDOCOUNT))
+        return np.array(out)
 
     def _variances(self, predicted: EffectWeights) -> tuple[np.ndarray, np.ndarray]:
         """Variance of log ratios by noise of the measured effects, and by what they leave open, ``(m, n_genes)`` each."""
@@ -104,8 +143,8 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
 
     # ---------------------------------------------------------------- calibration
 
-    def _calibrate(self) -> None:
-        """Factors on the standard deviations, one a status, from predictions of training effects left out.
+    def _calibrate(self, halves: list[Transfer], contexts: Iterator[Transfer]) -> None:
+        """Shares of the offsets, and factors on the standard deviations, one a status, from predictions of training effects left out.
 
         The measured effects have noise of their own; a factor is the one with which 90 % of them lie within their
         interval when that noise is added. For treatments that were seen, one half of the cells predicts the other. Of a
@@ -119,9 +158,12 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
         eye, held = np.eye(len(process.treatments)), self.measured_
         fitted = np.array([self._effect(state, table, base, w)[0] for w in eye])
         if self.rate_offset:
-            rest, variance = held["log_ratio"] - fitted, held["variance"]
-            signal = np.maximum((rest**2 - variance).mean(1, keepdims=True), 0.0)
-            held["offset"] = (rest * signal / (signal + variance)).astype(np.float32)
+            held["offset"] = repeatable(held["log_ratio"] - fitted, held["variance"]).astype(np.float32)
+            # Of a new context one context alone tells nothing.
+            self.offset_shares_ = {
+                "seen": self._offset_share(halves) or 0.0,
+                "new": self._offset_share(contexts) or 0.0,
+            }
 
         left_out = process.leave_one_out()
         errors: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}

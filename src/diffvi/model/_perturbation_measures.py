@@ -33,6 +33,36 @@ class Measured:
     between_contexts: np.ndarray
 
 
+@dataclass
+class Transfer:
+    """What some cells tell of others: other cells of the same contexts, or other contexts.
+
+    Parameters
+    ----------
+    effects
+        Latent effects measured on the first ones, ``(n_treatments, d)``.
+    told, asked
+        Log ratios measured on the first and on the others.
+    told_in, asked_in
+        The contexts of the first and of the others.
+    """
+
+    effects: np.ndarray
+    told: Measured
+    asked: Measured
+    told_in: set[tuple[int, ...]]
+    asked_in: set[tuple[int, ...]]
+
+
+def repeatable(rest: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """What was measured of each treatment, ``(n_treatments, n_genes)``, drawn to 0 by its noise."""
+    finite = np.isfinite(variance)
+    noise = np.where(finite, variance, 0.0)
+    signal = np.maximum(np.where(finite, rest**2 - noise, 0.0).mean(1, keepdims=True), 0.0)
+    total = signal + noise
+    return np.where(finite & (total > 0), rest * signal / np.where(total > 0, total, 1.0), 0.0)
+
+
 def measure(
     z: np.ndarray,
     shares: sparse.csr_matrix,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from diffvi.data import LatentData, PerturbationCoder, TrainingTable, Treatment
 from diffvi.module import EffectProcess, Responses
 from diffvi.process import Pairing, pair_sources
 
-from ._perturbation_measures import Measured, measure
+from ._perturbation_measures import Measured, Transfer, measure
 
 POPULATION = "control_population"
 """Name of the attribute with the mean state of the control cells of a cell's context."""
@@ -27,6 +28,9 @@ MAX_CONTROLS = 5_000
 
 MAX_PAIRS = 100_000
 """Pairs of control and perturbed cells that a model remembers."""
+
+MAX_FOLDS = 5
+"""Groups of contexts of which each is predicted from the others, at most."""
 
 
 class PerturbationTrainingMixin:
@@ -45,6 +49,7 @@ class PerturbationTrainingMixin:
     control_means_: dict[tuple[int, ...], np.ndarray]
     perturbed_contexts_: list[tuple[int, ...]]
     calibration_: dict[str, float]
+    offset_shares_: dict[str, float]
     pairing: Pairing
     perturbation_encoder: str
     n_smoothed: int
@@ -63,7 +68,7 @@ class PerturbationTrainingMixin:
     get_var_names: Any
     get_anndata_manager: Any
 
-    def _calibrate(self) -> None:
+    def _calibrate(self, halves: list[Transfer], contexts: Iterator[Transfer]) -> None:
         """Compare what is predicted with what was measured, once the effects are known."""
 
     @property
@@ -251,8 +256,12 @@ class PerturbationTrainingMixin:
         place = {t: i for i, t in enumerate(known)}
         halves = np.random.default_rng(0).random(len(state)) < 0.5
         tables = {}
+
+        def measured_on(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, Measured]:
+            return measure(state[:, :d], x, library, groups, controls, place, mask)
+
         for name, mask in (("all", training), ("half", training & halves), ("other", training & ~halves)):
-            tables[name] = measure(state[:, :d], x, library, groups, controls, place, mask)
+            tables[name] = measured_on(mask)
         effects, noise, measured = tables["all"]
         mine = training[targets]
         change = (state[targets] - state[sources])[mine, :d]
@@ -261,7 +270,11 @@ class PerturbationTrainingMixin:
         if len(which) > MAX_PAIRS:
             kept = np.sort(np.random.default_rng(0).choice(len(which), MAX_PAIRS, replace=False))
         features = self._features_of(known, effects, measured)
-        process = EffectProcess(known, effects, noise, coder.dose_unit, coder.max_dose, features, self.shrink)
+
+        def fitted(effects: np.ndarray, noise: np.ndarray) -> EffectProcess:
+            return EffectProcess(known, effects, noise, coder.dose_unit, coder.max_dose, features, self.shrink)
+
+        process = fitted(effects, noise)
         responses = Responses(
             process,
             state[sources][mine, :d][kept].astype(np.float32),
@@ -288,7 +301,27 @@ class PerturbationTrainingMixin:
         self.measured_ = {name: np.asarray(value, dtype=np.float32) for name, value in held.items()} | {
             "library": library
         }
-        self._calibrate()
+        mine_too = set(self.perturbed_contexts_)
+        first, second = (tables[name] for name in ("half", "other"))
+        swaps = [
+            Transfer(fitted(*a[:2]).effects, a[2], b[2], mine_too, mine_too)
+            for a, b in ((first, second), (second, first))
+        ]
+        contexts = sorted({c for (c, _), rows in groups.items() if len(controls[c]) and training[rows].any()})
+        number = {c: i % MAX_FOLDS for i, c in enumerate(contexts)}
+        fold = np.full(len(state), -1)
+        for (context, _), rows in groups.items():
+            fold[rows] = number.get(context, -1)
+        for context, rows in controls.items():
+            fold[rows] = number.get(context, -1)
+
+        def left_out() -> Iterator[Transfer]:
+            for k in range(min(len(contexts), MAX_FOLDS)):
+                told, asked = (measured_on(training & (fold >= 0) & m) for m in (fold != k, fold == k))
+                here = {c for c in contexts if number[c] == k}
+                yield Transfer(fitted(*told[:2]).effects, told[2], asked[2], set(contexts) - here, here)
+
+        self._calibrate(swaps, left_out() if len(contexts) > 1 else iter(()))
 
     def _with_reference(
         self, responses: Responses, held: dict[str, Any], unit: dict[str, np.ndarray]
