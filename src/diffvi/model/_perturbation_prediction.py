@@ -152,9 +152,7 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
                 "treatments": mine,
                 "codes": self._paired_codes(latents.mean[rows], mine, [contexts[i] for i in rows]),
                 "library": None if fixed is None else fixed[rows],
-                "offset": self._log_offset(
-                    weights.weights[[number[t] for t in mine]], [contexts[i] for i in rows]
-                ),
+                "offset": self._log_offset(weights.weights[[number[t] for t in mine]], [contexts[i] for i in rows]),
             }
             draws = [
                 self._predict_batch(

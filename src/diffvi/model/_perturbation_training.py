@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -270,11 +270,7 @@ class PerturbationTrainingMixin:
         if len(which) > MAX_PAIRS:
             kept = np.sort(np.random.default_rng(0).choice(len(which), MAX_PAIRS, replace=False))
         features = self._features_of(known, effects, measured)
-
-        def fitted(effects: np.ndarray, noise: np.ndarray) -> EffectProcess:
-            return EffectProcess(known, effects, noise, coder.dose_unit, coder.max_dose, features, self.shrink)
-
-        process = fitted(effects, noise)
+        process = EffectProcess(known, effects, noise, coder.dose_unit, coder.max_dose, features, self.shrink)
         responses = Responses(
             process,
             state[sources][mine, :d][kept].astype(np.float32),
@@ -301,27 +297,31 @@ class PerturbationTrainingMixin:
         self.measured_ = {name: np.asarray(value, dtype=np.float32) for name, value in held.items()} | {
             "library": library
         }
-        mine_too = set(self.perturbed_contexts_)
-        first, second = (tables[name] for name in ("half", "other"))
-        swaps = [
-            Transfer(fitted(*a[:2]).effects, a[2], b[2], mine_too, mine_too)
-            for a, b in ((first, second), (second, first))
+        among = {c for (c, _), rows in groups.items() if len(controls[c]) and training[rows].any()}
+        halves_told = [
+            Transfer(told[0], told[2], asked[2], among, among)
+            for told, asked in ((tables["half"], tables["other"]), (tables["other"], tables["half"]))
         ]
-        contexts = sorted({c for (c, _), rows in groups.items() if len(controls[c]) and training[rows].any()})
-        number = {c: i % MAX_FOLDS for i, c in enumerate(contexts)}
-        fold = np.full(len(state), -1)
-        for (context, _), rows in groups.items():
-            fold[rows] = number.get(context, -1)
-        for context, rows in controls.items():
-            fold[rows] = number.get(context, -1)
+        self._calibrate(halves_told, self._left_out(measured_on, training, groups, controls, sorted(among)))
 
-        def left_out() -> Iterator[Transfer]:
-            for k in range(min(len(contexts), MAX_FOLDS)):
-                told, asked = (measured_on(training & (fold >= 0) & m) for m in (fold != k, fold == k))
-                here = {c for c in contexts if number[c] == k}
-                yield Transfer(fitted(*told[:2]).effects, told[2], asked[2], set(contexts) - here, here)
-
-        self._calibrate(swaps, left_out() if len(contexts) > 1 else iter(()))
+    @staticmethod
+    def _left_out(
+        measured_on: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, Measured]],
+        training: np.ndarray,
+        groups: dict[tuple[tuple[int, ...], Treatment], list[int]],
+        controls: dict[tuple[int, ...], np.ndarray],
+        contexts: list[tuple[int, ...]],
+    ) -> Iterator[Transfer]:
+        """What the other contexts tell of each, or of each of a few groups of them."""
+        number, fold = {c: i % MAX_FOLDS for i, c in enumerate(contexts)}, np.full(len(training), -1)
+        for (context, _), treated in groups.items():
+            fold[treated] = number.get(context, -1)
+        for context, untreated in controls.items():
+            fold[untreated] = number.get(context, -1)
+        for k in range(min(len(contexts), MAX_FOLDS) if len(contexts) > 1 else 0):
+            here = {c for c in contexts if number[c] == k}
+            effects, _, told = measured_on(training & (fold >= 0) & (fold != k))
+            yield Transfer(effects, told, measured_on(training & (fold == k))[2], set(contexts) - here, here)
 
     def _with_reference(
         self, responses: Responses, held: dict[str, Any], unit: dict[str, np.ndarray]
