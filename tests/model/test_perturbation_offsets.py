@@ -100,3 +100,7 @@ def test_one_context_tells_nothing_of_new_ones():
     model = _fit(simulate_perturbations(300, 30, n_perturbations=3, seed=0))
     assert model.offset_shares_["new"] == 0.0
     assert model.offset_shares_["seen"] > 0.5
+    # Nor do contexts of which no control cell is remembered.
+    effects = np.zeros((2, 4))
+    assert np.isnan(model._through(effects, {(7,)})).all()
+    np.testing.assert_allclose(model._through(effects, {()}), 0.0, atol=1e-6)

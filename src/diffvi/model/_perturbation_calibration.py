@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,18 +25,17 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
     # ---------------------------------------------------------------- effects on a population
 
     def _reference(
-        self, groupby: str | None, n_cells: int, perturbed: bool = False
+        self, groupby: str | None, n_cells: int, contexts: Collection[tuple[int, ...]] | None = None
     ) -> Iterator[tuple[Any, np.ndarray, TrainingTable]]:
-        """Groups of remembered control cells, on request of contexts in which effects were measured.
+        """Groups of remembered control cells, on request of some contexts alone; none where none is remembered.
 
         Name, states and what the decoder needs.
         """
         held = dict(self.controls_ or {})
         state = held.pop("state")
         table = TrainingTable(**held)
-        if perturbed:
-            seen = set(self.perturbed_contexts_)
-            rows = np.flatnonzero([c in seen for c in self._contexts(table.codes)])
+        if contexts is not None:
+            rows = np.flatnonzero([c in contexts for c in self._contexts(table.codes)])
             state, table = state[rows], table.subset(rows)
         groups = np.full(len(state), "all", dtype=object)
         if groupby is not None:
@@ -78,7 +77,7 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
             after = after * np.exp(offset)
             after *= base.sum(1, keepdims=True) / after.sum(1, keepdims=True)
         cells = np.log(after + PSEUDOCOUNT) - np.log(base + PSEUDOCOUNT)
-        ratio = np.log(after.mean(0) + PSEUDOCOUNT) - np.log(base.mean(0) + PSEUDOCOUNT)
+        ratio = _log_ratio(after, base)
         assert self.measured_ is not None
         apart = ratio - weights @ self.measured_["log_ratio"]
         doubt = np.maximum(apart**2 - weights**2 @ self.measured_["variance"], 0.0)
@@ -113,19 +112,15 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
 
     def _through(self, effects: np.ndarray, where: set[tuple[int, ...]]) -> np.ndarray:
         """Log ratios that mean latent effects have through the decoder, on control cells of some contexts; NaN where none is remembered."""
-        held = dict(self.controls_ or {})
-        state, table = held.pop("state"), TrainingTable(**held)
-        rows = np.flatnonzero([c in where for c in self._contexts(table.codes)])
-        rows = np.sort(np.random.default_rng(0).permutation(rows)[:N_CALIBRATION_CELLS])
-        if not len(rows):
+        cells = next(self._reference(None, N_CALIBRATION_CELLS, where), None)
+        if cells is None:
             return np.full((len(effects), len(self.get_var_names())), np.nan)
-        state, table = state[rows], table.subset(rows)
+        _, state, table = cells
         base, out = self._mean_counts(state, table), []
         for effect in effects:
             moved = state.copy()
             moved[:, :-1] += effect * self._z_scale
-            after = self._mean_counts(moved, table)
-            out.append(np.log(after.mean(0) + PSEUDOCOUNT) - np.log(base.mean(0) + PSEUDOCOUNT))
+            out.append(_log_ratio(self._mean_counts(moved, table), base))
         return np.array(out)
 
     def _variances(self, predicted: EffectWeights) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +148,7 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
         """
         assert self.measured_ is not None
         process = self._responses.process
-        _, state, table = next(self._reference(None, N_CALIBRATION_CELLS, perturbed=True))
+        _, state, table = next(self._reference(None, N_CALIBRATION_CELLS, set(self.perturbed_contexts_)))
         base = self._mean_counts(state, table)
         eye, held = np.eye(len(process.treatments)), self.measured_
         fitted = np.array([self._effect(state, table, base, w)[0] for w in eye])
@@ -192,8 +187,7 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
         shift = (effect - weights @ self._responses.process.effects) * self._z_scale
         moved = self._moved(state, weights)
         moved[:, :-1] += shift
-        after = self._mean_counts(moved, table)
-        return np.log(after.mean(0) + PSEUDOCOUNT) - np.log(base.mean(0) + PSEUDOCOUNT)
+        return _log_ratio(self._mean_counts(moved, table), base)
 
     @property
     def _z_scale(self) -> np.ndarray:
@@ -202,3 +196,9 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
     def _factors(self, status: Sequence[str]) -> np.ndarray:
         other = self.calibration_["other"]
         return np.array([0.0 if s == "control" else self.calibration_.get(s, other) for s in status])
+
+
+def _log_ratio(after: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Log ratio of mean counts, as effects are measured."""
+    ratio: np.ndarray = np.log(after.mean(0) + PSEUDOCOUNT) - np.log(before.mean(0) + PSEUDOCOUNT)
+    return ratio
