@@ -44,7 +44,11 @@ from diffvi.model import PerturbDiffusion
 
 ARMS: dict[str, tuple[dict, dict]] = {
     "default": ({}, {}),
+    "diffusion": ({}, {"use_diffusion": True}),
     "no diffusion": ({}, {"use_diffusion": False}),
+    "perturbed library": ({}, {"library_size": "perturbed"}),
+    "diffusion, perturbed library": ({}, {"use_diffusion": True, "library_size": "perturbed"}),
+    "no diffusion, perturbed library": ({}, {"use_diffusion": False, "library_size": "perturbed"}),
     "no diffusion, no transfer gain": ({"transfer_gain": 1.0}, {"use_diffusion": False}),
     "no diffusion, mean effect in all cells": ({"n_neighbors": 0}, {"use_diffusion": False}),
     "no rate offset": ({"rate_offset": False}, {}),
@@ -221,8 +225,9 @@ def folds(
                     query = copies.copy()
                     fitted[key].predict_perturbation(query, perturbation, unseen="mean", seed=seed, **predict_kwargs)
                     parts[name].append((perturbation, log_normalise(query.layers["perturbed"])))
-            shares = [model.offset_shares_ for model in fitted.values()]
-            print(f"fold of {len(fold)}: {time.time() - started:.0f} s, shares of the offset {shares}", flush=True)
+            for model in fitted.values():
+                fit = f"shares of the offset {model.offset_shares_}, of the library {model.library_shares_}, gain by spread {model.spread_gain_}"
+                print(f"fold of {len(fold)}: {time.time() - started:.0f} s, {fit}", flush=True)
         for name, found in parts.items():
             obs = pd.DataFrame({"perturbation": np.repeat([n for n, _ in found], [len(x) for _, x in found])})
             answer = ad.AnnData(np.concatenate([x for _, x in found]), obs=obs.set_index(obs.index.astype(str)))

@@ -150,6 +150,8 @@ class PerturbDiffusion(PerturbationPredictionMixin, DenoisingMixin, LatentDiffus
         self.control_means_: dict[tuple[int, ...], np.ndarray] = {}
         self.perturbed_contexts_: list[tuple[int, ...]] = []
         self.offset_shares_ = {"seen": 1.0, "new": 1.0}
+        self.library_shares_ = {"seen": 1.0, "new": 1.0}
+        self.spread_gain_: float | None = None
         self._add_prior(
             denoiser=denoiser,
             denoiser_kwargs=denoiser_kwargs,

@@ -13,10 +13,15 @@ from diffvi._exceptions import one_of
 from diffvi.data import TrainingTable
 from diffvi.module import EffectWeights
 
-from ._perturbation_measures import PSEUDOCOUNT, Transfer, coverage_factor, repeatable
+from ._generation import DEFAULT_STEPS
+from ._perturbation_measures import PSEUDOCOUNT, FoundAgain, Transfer, coverage_factor, repeatable
+from ._perturbation_spread import spread_gain
 from ._perturbation_training import PerturbationTrainingMixin
 
 N_CALIBRATION_CELLS = 64
+
+USUAL_STEPS = {**DEFAULT_STEPS, "heun": 2}
+"""A change that starts at what is expected of a cell needs fewer steps than a cell that starts from noise."""
 
 
 class PerturbationCalibrationMixin(PerturbationTrainingMixin):
@@ -86,29 +91,35 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
     def _log_offset(self, weights: np.ndarray, contexts: Sequence[tuple[int, ...]]) -> np.ndarray | None:
         """What the decoder's log rates miss of the measured log ratios, for a weighting for all cells or one for each, in their contexts."""
         offset = None if self.measured_ is None else self.measured_.get("offset")
-        if offset is None:
-            return None
-        seen, shares = set(self.perturbed_contexts_), self.offset_shares_
-        return np.array([[shares["seen" if c in seen else "new"]] for c in contexts]) * (weights @ offset)
+        return None if offset is None else self._carried(offset, self.offset_shares_, weights, contexts)
+
+    def _log_library_change(self, weights: np.ndarray, contexts: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """Expected change of the log library of each cell, for its weighting, ``(n,)``."""
+        assert self.measured_ is not None
+        return self._carried(self.measured_["library_effect"], self.library_shares_, weights, contexts)[:, 0]
+
+    def _carried(
+        self, effects: np.ndarray, shares: dict[str, float], weights: np.ndarray, contexts: Sequence[tuple[int, ...]]
+    ) -> np.ndarray:
+        """Weighted effects of the training treatments, as far as they are found again in cells of these contexts."""
+        seen = set(self.perturbed_contexts_)
+        return np.array([[shares["seen" if c in seen else "new"]] for c in contexts]) * (weights @ effects)
 
     @torch.inference_mode()
-    def _offset_share(self, transfers: Iterable[Transfer]) -> float | None:
-        """How much of the offsets that some cells tell is found in the others: least squares, 0 to 1; ``None`` where nothing is told."""
-        both, own = 0.0, 0.0
+    def _shares_found(self, transfers: Iterable[Transfer]) -> tuple[float, float]:
+        """How much of the offsets, and of the changes of the library, that some cells tell is found in the others; 0 where nothing is told."""
+        offsets, libraries = FoundAgain(), FoundAgain()
         for transfer in transfers:
-            told, asked = (
+            told, asked = transfer.told, transfer.asked
+            rest = (
                 measured.log_ratio - self._through(transfer.effects, where)
-                for measured, where in ((transfer.told, transfer.told_in), (transfer.asked, transfer.asked_in))
+                for measured, where in ((told, transfer.told_in), (asked, transfer.asked_in))
             )
-            noise = transfer.asked.variance
-            known = np.isfinite(noise + transfer.told.variance + told + asked)
-            told = repeatable(told, transfer.told.variance)
-            if known.any():
-                left = max(float((asked[known] ** 2 - noise[known]).mean()), 1e-3)
-                weight = 1 / (noise[known] + left)
-                both += float((weight * told[known] * asked[known]).sum())
-                own += float((weight * told[known] ** 2).sum())
-        return float(np.clip(both / own, 0.0, 1.0)) if own > 0 else None
+            offsets.add(next(rest), told.variance, next(rest), asked.variance)
+            libraries.add(
+                told.library[None], told.library_variance[None], asked.library[None], asked.library_variance[None]
+            )
+        return offsets.share or 0.0, libraries.share or 0.0
 
     def _through(self, effects: np.ndarray, where: set[tuple[int, ...]]) -> np.ndarray:
         """Log ratios that mean latent effects have through the decoder, on control cells of some contexts; NaN where none is remembered."""
@@ -138,8 +149,15 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
 
     # ---------------------------------------------------------------- calibration
 
+    def _finish_diffusion(self) -> None:
+        """See what the spread of the trained prior is good for."""
+        sampler, n_steps = self._sampler(None, None, USUAL_STEPS)
+        scales = self.vocabulary.scales(1.0)
+        self.spread_gain_ = spread_gain(self.module.prior, self._probes, scales, sampler, n_steps)
+        del self._probes
+
     def _calibrate(self, halves: list[Transfer], contexts: Iterator[Transfer]) -> None:
-        """Shares of the offsets, and factors on the standard deviations, one a status, from predictions of training effects left out.
+        """Shares of the offsets and libraries, and factors on the standard deviations, one a status, from predictions of training effects left out.
 
         The measured effects have noise of their own; a factor is the one with which 90 % of them lie within their
         interval when that noise is added. For treatments that were seen, one half of the cells predicts the other. Of a
@@ -154,11 +172,9 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
         fitted = np.array([self._effect(state, table, base, w)[0] for w in eye])
         if self.rate_offset:
             held["offset"] = repeatable(held["log_ratio"] - fitted, held["variance"]).astype(np.float32)
-            # Of a new context one context alone tells nothing.
-            self.offset_shares_ = {
-                "seen": self._offset_share(halves) or 0.0,
-                "new": self._offset_share(contexts) or 0.0,
-            }
+        # Of a new context one context alone tells nothing.
+        for which, transfers in (("seen", halves), ("new", contexts)):
+            self.offset_shares_[which], self.library_shares_[which] = self._shares_found(transfers)
 
         left_out = process.leave_one_out()
         errors: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}

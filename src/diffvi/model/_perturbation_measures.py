@@ -26,11 +26,15 @@ class Measured:
         Mean over contexts, and the square of its standard error, ``(n_treatments, n_genes)``.
     between_contexts
         Variance of the log ratios between contexts, beyond their noise; 0 for one context.
+    library, library_variance
+        Mean change of the log library, and the square of its standard error, ``(n_treatments,)``.
     """
 
     log_ratio: np.ndarray
     variance: np.ndarray
     between_contexts: np.ndarray
+    library: np.ndarray
+    library_variance: np.ndarray
 
 
 @dataclass
@@ -55,7 +59,7 @@ class Transfer:
 
 
 def repeatable(rest: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """What was measured of each treatment, ``(n_treatments, n_genes)``, drawn to 0 by its noise."""
+    """What was measured, drawn to 0 by its noise: rows have a signal each, such as treatments by genes, ``(n_treatments, n_genes)``."""
     finite = np.isfinite(variance)
     noise = np.where(finite, variance, 0.0)
     signal = np.maximum(np.where(finite, rest**2 - noise, 0.0).mean(1, keepdims=True), 0.0)
@@ -63,8 +67,30 @@ def repeatable(rest: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return np.where(finite & (total > 0), rest * signal / np.where(total > 0, total, 1.0), 0.0)
 
 
+class FoundAgain:
+    """How much of what some cells tell is found in others: least squares, 0 to 1."""
+
+    def __init__(self) -> None:
+        self.both = self.own = 0.0
+
+    def add(self, told: np.ndarray, told_variance: np.ndarray, asked: np.ndarray, asked_variance: np.ndarray) -> None:
+        """Count what was measured on some cells and on others, rows with a signal each; what is not finite counts for nothing."""
+        known = np.isfinite(told_variance + asked_variance + told + asked)
+        told = repeatable(told, told_variance)
+        if known.any():
+            left = max(float((asked[known] ** 2 - asked_variance[known]).mean()), 1e-3)
+            weight = 1 / (asked_variance[known] + left)
+            self.both += float((weight * told[known] * asked[known]).sum())
+            self.own += float((weight * told[known] ** 2).sum())
+
+    @property
+    def share(self) -> float | None:
+        """The share; ``None`` where nothing is told."""
+        return float(np.clip(self.both / self.own, 0.0, 1.0)) if self.own > 0 else None
+
+
 def measure(
-    z: np.ndarray,
+    state: np.ndarray,
     shares: sparse.csr_matrix,
     library: float,
     groups: dict[tuple[tuple[int, ...], Treatment], list[int]],
@@ -72,18 +98,21 @@ def measure(
     place: dict[Treatment, int],
     mask: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, Measured]:
-    """Latent effect and its noise, and log ratios of expression, for each treatment: within contexts, then over them."""
-    n, d, n_genes = len(place), z.shape[1], shares.shape[1]
+    """Latent effect and its noise, and log ratios of expression, for each treatment: within contexts, then over them.
+
+    The last column of ``state`` is the log library.
+    """
+    n, d, n_genes = len(place), state.shape[1], shares.shape[1]
     effect, noise, weight = np.zeros((n, d)), np.zeros((n, d)), np.zeros(n)
     ratio, variance, squares, apart = (np.zeros((n, n_genes)) for _ in range(4))
     n_contexts = np.zeros((n, 1))
-    base = {c: _moments(z[rows[mask[rows]]], shares[rows[mask[rows]]], library) for c, rows in controls.items()}
+    base = {c: _moments(state[rows[mask[rows]]], shares[rows[mask[rows]]], library) for c, rows in controls.items()}
     for (context, treatment), rows in groups.items():
         mine = np.array(rows)[mask[rows]]
         if treatment not in place or not len(mine) or base[context] is None:
             continue
         mean0, se0, log0, v0 = base[context]
-        mean1, se1, log1, v1 = _moments(z[mine], shares[mine], library)
+        mean1, se1, log1, v1 = _moments(state[mine], shares[mine], library)
         i, w = place[treatment], len(mine)
         effect[i] += w * (mean1 - mean0)
         noise[i] += w**2 * (se0 + se1)
@@ -99,20 +128,22 @@ def measure(
     effect, ratio = effect / weight, ratio / weight
     between = np.maximum((squares - apart) / weight - ratio**2, 0.0)
     between *= np.where(n_contexts > 1, n_contexts / np.maximum(n_contexts - 1, 1), 0.0)
-    return effect, (noise / weight**2).mean(1), Measured(ratio, variance / weight**2, between)
+    noise = noise / weight**2
+    measured = Measured(ratio, variance / weight**2, between, effect[:, -1], noise[:, -1])
+    return effect[:, :-1], noise[:, :-1].mean(1), measured
 
 
-def _moments(z: np.ndarray, shares: Any, library: float) -> Any:
-    """Mean latent and its squared error, log mean expression and its variance; ``None`` for no cells."""
-    n = len(z)
+def _moments(state: np.ndarray, shares: Any, library: float) -> Any:
+    """Mean state and its squared error, log mean expression and its variance; ``None`` for no cells."""
+    n = len(state)
     if n == 0:
         return None
     mean = library * np.asarray(shares.mean(0)).ravel()
     squares = library**2 * np.asarray(shares.multiply(shares).mean(0)).ravel()
-    spread = z.var(0, ddof=1) / n if n > 1 else np.full(z.shape[1], 1.0)
+    spread = state.var(0, ddof=1) / n if n > 1 else np.full(state.shape[1], 1.0)
     # A gene that no cell has was not measured to be exactly absent: at least the variance of a Poisson count.
     counts = np.maximum((squares - mean**2) * n / max(n - 1, 1), np.maximum(mean, 1 / n)) / n
-    return z.mean(0), spread, np.log(mean + PSEUDOCOUNT), counts / (mean + PSEUDOCOUNT) ** 2
+    return state.mean(0), spread, np.log(mean + PSEUDOCOUNT), counts / (mean + PSEUDOCOUNT) ** 2
 
 
 def coverage_factor(errors: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], level: float = 0.9) -> float:

@@ -20,14 +20,12 @@ from diffvi._random import CellStreams, cell_number, nth_seed
 from diffvi.data import Treatment, sample_counts, transport_counts
 from diffvi.process import get_sampler
 
-from ._generation import DEFAULT_STEPS
 from ._notes import without_notes
+from ._perturbation_calibration import USUAL_STEPS
 from ._perturbation_effects import PerturbationEffectsMixin
 from ._requests import log_library_of
 
 DECODERS = ("transport", "resample")
-USUAL_STEPS = {**DEFAULT_STEPS, "heun": 2}
-"""A change that starts at what is expected of a cell needs fewer steps than a cell that starts from noise."""
 
 
 class PerturbationPredictionMixin(PerturbationEffectsMixin):
@@ -39,9 +37,9 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         perturbation: str | Sequence[str] = "",
         dose: float | Sequence[float] | None = None,
         n_samples: int = 1,
-        use_diffusion: bool = True,
+        use_diffusion: bool | Literal["auto"] = "auto",
         decode: Literal["transport", "resample"] = "transport",
-        library_size: float | Sequence[float] | np.ndarray | None = None,
+        library_size: float | Sequence[float] | np.ndarray | Literal["perturbed"] | None = None,
         unseen: str | None = None,
         guidance_scale: float = 1.0,
         n_steps: int | None = None,
@@ -66,13 +64,15 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         n_samples
             Draws a cell; mean and standard deviation are over all of them, the counts are the first.
         use_diffusion
-            Draw each cell's change; otherwise all cells change as expected of cells like them.
+            Draw each cell's change; otherwise all cells change as expected of cells like them. ``"auto"``: draw, unless that took predicted
+            cells further from the real ones of training (``model.spread_gain_`` below 0), as it does where perturbations are weak.
         decode
             ``"transport"``: move the cell's own counts by the ratio of the decoded rates (see
             :func:`~diffvi.data.transport_counts`). ``"resample"``: draw new counts from the decoder.
         library_size
-            ``None`` for the cell's own. A number, or one for each cell: expected total counts, for
-            ``decode="resample"`` alone.
+            ``None`` for the cell's own. ``"perturbed"``: its own, changed as the perturbation changes it on average (perturbed
+            cells may be larger or smaller, which moves log-normalised values of all genes). A number, or one for each cell:
+            expected total counts, for ``decode="resample"`` alone.
         unseen
             ``"mean"`` to predict the mean effect where nothing is known of a perturbation, which is otherwise refused.
         guidance_scale, n_steps, sampler
@@ -111,22 +111,26 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         """
         self._require("diffusion")
         one_of("decode", decode, DECODERS)
+        draw = use_diffusion
+        if one_of("use_diffusion", use_diffusion, (True, False, "auto")) == "auto":
+            draw = self.spread_gain_ is None or self.spread_gain_ > 0
         n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)
         sampler, n_steps = self._sampler(sampler, n_steps, USUAL_STEPS)
         scale = self.vocabulary.scales(guidance_scale)
         seed = seed_or_random(seed)
-        if library_size is not None and decode == "transport":
+        if isinstance(library_size, str) and library_size != "perturbed":
             raise InvalidInputError(
-                '`library_size` needs `decode="resample"`: transport moves the counts that are there.'
+                f'`library_size` must be None, "perturbed", a number or one for each cell; got {library_size!r}.'
             )
-        if isinstance(library_size, str):
+        if library_size is not None and not isinstance(library_size, str) and decode == "transport":
             raise InvalidInputError(
-                f"`library_size` must be None, a number or one for each cell; got {library_size!r}."
+                '`library_size` needs `decode="resample"` where it is a number: transport moves the counts that are there.'
             )
         if adata is None:
             adata, copy = self._control_cells(), True
         treatments = self._wanted(adata, perturbation, dose, unseen)
-        fixed = log_library_of(library_size, adata.n_obs)
+        moves_library = isinstance(library_size, str)
+        fixed = None if moves_library else log_library_of(library_size, adata.n_obs)
         self._require_controls(adata)
         if _get_adata_minify_type(adata) is not None:
             raise InvalidInputError("`adata` is minified: a prediction moves counts, and it holds none.")
@@ -143,26 +147,28 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         starts = range(0, adata.n_obs, batch_size)
         for start in track(starts, description="Predicting", style="tqdm", disable=not show_progress):
             rows = np.arange(start, min(start + batch_size, adata.n_obs))
-            mine = [treatments[i] for i in rows]
+            mine, where = [treatments[i] for i in rows], [contexts[i] for i in rows]
+            weighting = weights.weights[[number[t] for t in mine]]
             here = {
                 "state": latents.mean[rows],
                 "spread": latents.scale[rows],
                 "counts": sparse.csr_matrix(counts[rows]),
                 "table": table.subset(rows),
                 "treatments": mine,
-                "codes": self._paired_codes(latents.mean[rows], mine, [contexts[i] for i in rows]),
+                "codes": self._paired_codes(latents.mean[rows], mine, where),
                 "library": None if fixed is None else fixed[rows],
-                "offset": self._log_offset(weights.weights[[number[t] for t in mine]], [contexts[i] for i in rows]),
+                "library_change": self._log_library_change(weighting, where) if moves_library else 0.0,
+                "offset": self._log_offset(weighting, where),
             }
             draws = [
                 self._predict_batch(
-                    here, CellStreams(nth_seed(seed, k), names[rows]), use_diffusion, decode, sampler, n_steps, scale
+                    here, CellStreams(nth_seed(seed, k), names[rows]), bool(draw), decode, sampler, n_steps, scale
                 )
                 for k in range(n_samples)
             ]
             parts.append(_summary(draws, latents.mean[rows, :-1]))
         status = [weights.status[number[t]] for t in treatments]
-        self._write(adata, key_added, parts, status, {"decode": decode, "use_diffusion": use_diffusion, "seed": seed,
+        self._write(adata, key_added, parts, status, {"decode": decode, "use_diffusion": bool(draw), "seed": seed,
             "sampler": sampler, "n_steps": n_steps, "n_samples": n_samples, "guidance_scale": guidance_scale})  # fmt: skip
         return adata if copy else None
 
@@ -226,7 +232,7 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
             state = prior.mean(codes)
         idle = torch.tensor([not t for t in here["treatments"]], device=device)
         state = torch.where(idle[:, None], start, state)
-        state[:, -1] = start[:, -1]
+        state[:, -1] = start[:, -1] + torch.as_tensor(here["library_change"], dtype=start.dtype, device=device)
         latent = state[:, :-1].cpu().numpy()
         if decode == "transport":
             after = _offset(self._decode(state, here["table"]), here["offset"])

@@ -18,7 +18,8 @@ from diffvi.data import LatentData, PerturbationCoder, TrainingTable, Treatment
 from diffvi.module import EffectProcess, Responses
 from diffvi.process import Pairing, pair_sources
 
-from ._perturbation_measures import Measured, Transfer, measure
+from ._perturbation_measures import Measured, Transfer, measure, repeatable
+from ._perturbation_spread import Probe, probes
 
 POPULATION = "control_population"
 """Name of the attribute with the mean state of the control cells of a cell's context."""
@@ -50,6 +51,9 @@ class PerturbationTrainingMixin:
     perturbed_contexts_: list[tuple[int, ...]]
     calibration_: dict[str, float]
     offset_shares_: dict[str, float]
+    library_shares_: dict[str, float]
+    spread_gain_: float | None
+    _probes: list[Probe]
     pairing: Pairing
     perturbation_encoder: str
     n_smoothed: int
@@ -157,17 +161,13 @@ class PerturbationTrainingMixin:
 
         extra = prior.origin.stop - latents.codes.shape[1]
         codes = np.pad(latents.codes, ((0, 0), (0, extra)), constant_values=np.nan)
-        paired = self._paired_codes(
-            latents.mean[sources], [treatments[i] for i in targets], [contexts[i] for i in targets]
-        )
+        treatments_of, contexts_of = ([of[i] for i in targets] for of in (treatments, contexts))
+        paired = self._paired_codes(latents.mean[sources], treatments_of, contexts_of)  # type: ignore[arg-type]
         arrived = latents.mean[targets]
+        groups_of = list(zip(contexts_of, treatments_of, strict=True))
+        self._probes = probes(paired, arrived, sources, groups_of, training[targets])
         if self.n_smoothed > 1 and len(targets):
-            change = self._smoothed(
-                state[sources],
-                state[targets] - state[sources],
-                [treatments[i] for i in targets],
-                training[targets],
-            )
+            change = self._smoothed(state[sources], state[targets] - state[sources], treatments_of, training[targets])
             arrived = (state[sources] + change) * _numpy(prior.scale) + _numpy(prior.shift)
         examples = LatentData(
             np.concatenate([latents.mean, arrived]),
@@ -258,7 +258,7 @@ class PerturbationTrainingMixin:
         tables = {}
 
         def measured_on(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, Measured]:
-            return measure(state[:, :d], x, library, groups, controls, place, mask)
+            return measure(state, x, library, groups, controls, place, mask)
 
         for name, mask in (("all", training), ("half", training & halves), ("other", training & ~halves)):
             tables[name] = measured_on(mask)
@@ -280,6 +280,8 @@ class PerturbationTrainingMixin:
         )
         held: dict[str, Any] = {"log_ratio": measured.log_ratio, "variance": measured.variance}
         held["between_contexts"] = measured.between_contexts
+        log_library = repeatable(measured.library[None], measured.library_variance[None])[0]
+        held["library_effect"] = (log_library * _numpy(self.module.prior.scale)[d])[:, None]
         held |= {"half_effects": tables["half"][0]}
         for name in ("half", "other"):
             held |= {f"{name}_log_ratio": tables[name][2].log_ratio, f"{name}_variance": tables[name][2].variance}

@@ -1,0 +1,134 @@
+"""Drawn changes are used where they bring predicted cells nearer to real ones, and libraries move on request."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scvi
+import torch
+
+from diffvi.datasets import simulate_perturbations
+from diffvi.model import PerturbDiffusion
+from diffvi.model._perturbation_spread import MAX_CELLS, Probe, probes, spread_gain
+from tests.conftest import QUIET
+
+RNG = np.random.default_rng(0)
+SMALL = {"n_hidden": 32, "n_latent": 4, "denoiser_kwargs": {"width": 16, "depth": 1, "n_heads": 2}}
+
+
+def _prior(spread):
+    """A prior that moves cells by 1 on average and draws the first dimension 1 above or below that, or not."""
+
+    def mean(codes):
+        return codes + 1.0
+
+    def sample(start, codes, *args, **kwargs):
+        side = spread * torch.sign(start[:, :1])
+        return mean(codes) + torch.cat([side, torch.zeros(len(codes), start.shape[1] - 1)], 1)
+
+    return SimpleNamespace(d=3, shift=torch.zeros(3), scale=torch.ones(3), mean=mean, sample=sample)
+
+
+def _probe(sides):
+    codes, real = (0.1 * RNG.normal(size=(100, 3)).astype(np.float32) for _ in range(2))
+    real = real + 1.0
+    real[:, 0] += sides
+    return Probe(codes, real)
+
+
+def test_a_spread_is_a_gain_where_real_cells_have_it():
+    two_groups, one = _probe(RNG.choice([-1.0, 1.0], 100)), _probe(np.zeros(100))
+
+    def gain(looked_at, spread=1.0):
+        return spread_gain(_prior(spread), looked_at, [], "heun", 2)
+
+    assert gain([two_groups]) > 0.3
+    assert gain([one]) < -0.3
+    assert gain([two_groups], spread=0.0) == pytest.approx(0.0, abs=1e-6)
+    assert gain([two_groups, one]) == pytest.approx((gain([two_groups]) + gain([one])) / 2, abs=0.1)
+    assert gain([]) is None
+
+
+def test_probes_are_training_cells_with_every_control_once():
+    n = 3 * MAX_CELLS
+    sources = np.concatenate([np.arange(n), RNG.integers(0, 40, n), np.arange(5)])
+    groups = [((0,), (("A", 1.0),))] * n + [((0,), (("B", 1.0),))] * n + [((1,), (("A", 1.0),))] * 5
+    training = np.arange(len(sources)) % 2 == 0
+    rows = np.arange(len(sources), dtype=float)[:, None]
+    first, second = probes(np.c_[rows, sources], rows, sources, groups, training)  # five cells are too few
+    assert len(first.codes) == len(first.real) == MAX_CELLS
+    assert len(second.real) == MAX_CELLS
+    assert len(np.unique(second.codes[:, 1])) == len(second.codes) == 40
+    for probe, start in ((first, 0), (second, n)):
+        for found in (probe.codes[:, 0], probe.real[:, 0]):
+            assert (found % 2 == 0).all()
+            assert ((found >= start) & (found < start + n)).all()
+
+
+@pytest.fixture(scope="module")
+def larger():
+    """Cells under A have twice as many counts, in all donors but those of c; there is none perturbed."""
+    adata = simulate_perturbations(900, 30, n_perturbations=3, strength=1.5, seed=0)
+    names = adata.obs["perturbation"].to_numpy(str)
+    adata.X = adata.X.multiply(np.where(np.char.find(names, "A") >= 0, 2, 1)[:, None]).tocsr()
+    adata.obs["donor"] = np.tile(["a", "b", "c"], 300)
+    train = adata[~((adata.obs["donor"] == "c") & (names != "control"))].copy()
+    scvi.settings.seed = 0
+    torch.set_num_threads(1)
+    PerturbDiffusion.setup_anndata(train, "perturbation", "control", batch_key="donor")
+    # What is measured is to be taken as it is: that a model of five epochs shrinks it much is nothing against it.
+    model = PerturbDiffusion(train, shrink=False, **SMALL)
+    model.train(max_epochs=5, max_epochs_diffusion=1, batch_size=64, **QUIET)
+    return model, adata[names == "control"].copy()
+
+
+def _growth(model, cells, perturbation, **kwargs):
+    out = model.predict_perturbation(cells, perturbation, seed=0, copy=True, use_diffusion=False, **kwargs)
+    return float(out.layers["perturbed"].sum() / cells.X.sum())
+
+
+@pytest.mark.parametrize("donors", ["ab", "c"])
+@pytest.mark.parametrize("decode", ["transport", "resample"])
+def test_the_library_moves_on_request_as_that_of_perturbed_cells_does(larger, donors, decode):
+    model, cells = larger
+    cells = cells[cells.obs["donor"].isin(list(donors))].copy()
+
+    def growth(perturbation, library_size="perturbed"):
+        return _growth(model, cells, perturbation, library_size=library_size, decode=decode)
+
+    assert growth("A") == pytest.approx(2.0, rel=0.2)
+    assert growth("B") == pytest.approx(1.0, rel=0.2)
+    assert growth("A+B") == pytest.approx(2.0, rel=0.25)
+    assert growth("A", library_size=None) == pytest.approx(1.0, rel=0.1)
+
+
+def test_one_context_tells_nothing_of_the_libraries_of_new_ones(larger, tmp_path):
+    model, cells = larger
+    assert model.library_shares_["seen"] > 0.7
+    assert model.library_shares_["new"] > 0.7
+    model.save(tmp_path / "model")
+    loaded = PerturbDiffusion.load(tmp_path / "model", model.adata)
+    assert loaded.library_shares_ == model.library_shares_
+    assert loaded.spread_gain_ == model.spread_gain_
+    loaded.library_shares_["new"] = 0.0
+    assert _growth(loaded, cells[cells.obs["donor"] == "c"].copy(), "A", library_size="perturbed") < 1.2
+
+
+def test_changes_are_drawn_by_default_where_that_was_a_gain(larger, tmp_path):
+    model, cells = larger
+    assert np.isfinite(model.spread_gain_)
+    model.save(tmp_path / "model")
+    loaded = PerturbDiffusion.load(tmp_path / "model", model.adata)
+
+    def delta(use_diffusion):
+        out = loaded.predict_perturbation(cells, "A", use_diffusion=use_diffusion, seed=0, copy=True)
+        return out.obsm["X_perturbed_delta"], out.uns["perturbed"]["use_diffusion"]
+
+    drawn, mean = delta(True), delta(False)
+    assert np.abs(drawn[0] - mean[0]).max() > 1e-3
+    assert (drawn[1], mean[1]) == (True, False)
+    for gain, expected in ((0.1, drawn), (-0.1, mean), (None, drawn)):
+        loaded.spread_gain_ = gain
+        found = delta("auto")
+        np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
+        assert found[1] is expected[1]
