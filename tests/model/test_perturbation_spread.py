@@ -10,7 +10,7 @@ import torch
 
 from diffvi.datasets import simulate_perturbations
 from diffvi.model import PerturbDiffusion
-from diffvi.model._perturbation_spread import MAX_CELLS, Probe, probes, spread_gain
+from diffvi.model._perturbation_spread import MAX_CELLS, MIN_CELLS, Probe, probes, spread_gain
 from tests.conftest import QUIET
 
 RNG = np.random.default_rng(0)
@@ -50,20 +50,26 @@ def test_a_spread_is_a_gain_where_real_cells_have_it():
     assert gain([]) is None
 
 
-def test_probes_are_training_cells_with_every_control_once():
-    n = 3 * MAX_CELLS
-    sources = np.concatenate([np.arange(n), RNG.integers(0, 40, n), np.arange(5)])
-    groups = [((0,), (("A", 1.0),))] * n + [((0,), (("B", 1.0),))] * n + [((1,), (("A", 1.0),))] * 5
-    training = np.arange(len(sources)) % 2 == 0
-    rows = np.arange(len(sources), dtype=float)[:, None]
-    first, second = probes(np.c_[rows, sources], rows, sources, groups, training)  # five cells are too few
-    assert len(first.codes) == len(first.real) == MAX_CELLS
-    assert len(second.real) == MAX_CELLS
-    assert len(np.unique(second.codes[:, 1])) == len(second.codes) == 40
-    for probe, start in ((first, 0), (second, n)):
-        for found in (probe.codes[:, 0], probe.real[:, 0]):
-            assert (found % 2 == 0).all()
-            assert ((found >= start) & (found < start + n)).all()
+def test_probes_are_training_cells_of_the_largest_groups_and_controls_of_their_context():
+    sizes = {((0,), (("A", 1.0),)): 3 * MAX_CELLS, ((1,), (("A", 1.0),)): 100, ((0,), (("B", 1.0),)): 2 * MIN_CELLS - 2}
+    ends = np.cumsum([0, *sizes.values(), 40, 60])
+    groups = {key: list(range(ends[i], ends[i + 1])) for i, key in enumerate(sizes)}
+    controls = {(0,): np.arange(ends[3], ends[4]), (1,): np.arange(ends[4], ends[5])}
+    state, training = np.arange(ends[5], dtype=float)[:, None], np.arange(ends[5]) % 2 == 0
+    asked = []
+
+    def codes_of(start, treatments, contexts):
+        asked.append((set(treatments), set(contexts)))
+        return start
+
+    found = probes(state, groups, controls, training, codes_of)
+    assert asked == [({key[1]}, {key[0]}) for key in list(sizes)[:2]]  # of the third, too few are in training
+    assert [len(probe.real) for probe in found] == [MAX_CELLS, 50]
+    for probe, (context, treatment) in zip(found, sizes, strict=False):
+        real = probe.real[:, 0].astype(int)
+        assert len(set(real)) == len(real)
+        assert set(real) <= set(np.array(groups[context, treatment])[training[groups[context, treatment]]])
+        assert set(probe.codes[:, 0].astype(int)) == set(controls[context])
 
 
 @pytest.fixture(scope="module")

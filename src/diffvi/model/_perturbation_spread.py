@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,11 @@ from diffvi.metrics import energy_distance
 from diffvi.module import LatentPrior
 from diffvi.process import get_sampler
 
+Context = tuple[int, ...]
+"""Category numbers of a context."""
 MAX_PROBES = 30
 """Treatments in a context, the ones with most cells, that are looked at."""
-MAX_CELLS = 200
+MAX_CELLS = 500
 """Cells of each of them."""
 MIN_CELLS = 10
 """Fewer cells than this tell nothing of a spread."""
@@ -39,22 +41,20 @@ class Probe:
 
 
 def probes(
-    codes: np.ndarray,
-    arrived: np.ndarray,
-    sources: np.ndarray,
-    groups: list[tuple[tuple[int, ...], Treatment | None]],
+    state: np.ndarray,
+    groups: Mapping[tuple[Context, Treatment], Sequence[int]],
+    controls: Mapping[Context, np.ndarray],
     training: np.ndarray,
+    codes_of: Callable[[np.ndarray, list[Treatment], list[Context]], np.ndarray],
 ) -> list[Probe]:
-    """Some of the pairs of the training cells, group by group, every control cell once."""
-    rows: dict[tuple[tuple[int, ...], Treatment | None], list[int]] = {}
-    for i in np.flatnonzero(training).tolist():
-        rows.setdefault(groups[i], []).append(i)
+    """Training cells of the largest groups, with control cells of their contexts."""
     rng, out = np.random.default_rng(0), []
-    for found in sorted(rows.values(), key=len, reverse=True)[:MAX_PROBES]:
-        mine = rng.permutation(found)
-        once = mine[np.unique(sources[mine], return_index=True)[1]]
-        if min(len(mine), len(once)) >= MIN_CELLS:
-            out.append(Probe(codes[rng.permutation(once)[:MAX_CELLS]], arrived[mine[:MAX_CELLS]]))
+    cells = {key: np.array(rows)[training[rows]] for key, rows in groups.items()}
+    known = [key for key, mine in cells.items() if min(len(mine), len(controls[key[0]])) >= MIN_CELLS]
+    for key in sorted(known, key=lambda key: (-len(cells[key]), key))[:MAX_PROBES]:
+        context, treatment = key
+        mine, start = (rng.permutation(rows)[:MAX_CELLS] for rows in (cells[key], controls[context]))
+        out.append(Probe(codes_of(state[start], [treatment] * len(start), [context] * len(start)), state[mine]))
     return out
 
 

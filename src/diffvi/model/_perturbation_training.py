@@ -164,8 +164,7 @@ class PerturbationTrainingMixin:
         treatments_of, contexts_of = ([of[i] for i in targets] for of in (treatments, contexts))
         paired = self._paired_codes(latents.mean[sources], treatments_of, contexts_of)  # type: ignore[arg-type]
         arrived = latents.mean[targets]
-        groups_of = list(zip(contexts_of, treatments_of, strict=True))
-        self._probes = probes(paired, arrived, sources, groups_of, training[targets])
+        self._probes = probes(latents.mean, groups, controls, training, self._paired_codes)  # type: ignore[arg-type]
         if self.n_smoothed > 1 and len(targets):
             change = self._smoothed(state[sources], state[targets] - state[sources], treatments_of, training[targets])
             arrived = (state[sources] + change) * _numpy(prior.scale) + _numpy(prior.shift)
