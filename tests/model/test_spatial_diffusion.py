@@ -312,6 +312,17 @@ def test_a_handful_of_cells():
     assert np.isfinite(alone.generate_at_location([[1.0, 2.0]], return_mean=True).X).all()
 
 
+@pytest.mark.parametrize(("n_genes", "n_latent"), [(4, 2), (33, 11), (70, 20)])
+def test_few_genes_get_few_dimensions(n_genes, n_latent, tmp_path):
+    adata = simulate_tissue(60, n_genes, seed=0)
+    model = brief(adata, n_latent=None)
+    assert model.module.n_latent == n_latent
+    model.save(tmp_path / "model")
+    for loaded in (BriefSpatial.load(tmp_path / "model", adata), BriefSpatial.load(tmp_path / "model")):
+        assert loaded.module.n_latent == n_latent
+    assert brief(adata, n_latent=3).module.n_latent == 3
+
+
 def test_coordinates_are_where_scanpy_looks_for_them():
     adata = simulate_tissue(60, 10, seed=0)
     adata.obsm["place"] = adata.obsm.pop("spatial")

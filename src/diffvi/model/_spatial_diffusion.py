@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from anndata import AnnData
+from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 
 from diffvi._exceptions import positive_int
@@ -17,6 +18,9 @@ from ._mixin import LatentDiffusionMixin
 from ._spatial_context import AROUND, PLACE
 from ._spatial_resolution import SpatialResolutionMixin
 from ._spatial_setup import check_space, coordinates_of
+
+MAX_LATENT = 20
+"""Dimensions of the latent where there are genes enough."""
 
 
 class SpatialDiffusion(SpatialResolutionMixin, DenoisingMixin, LatentDiffusionMixin, SCVI):
@@ -33,8 +37,10 @@ class SpatialDiffusion(SpatialResolutionMixin, DenoisingMixin, LatentDiffusionMi
         Data registered with :meth:`setup_anndata`.
     registry
         Registry of a saved model, used on loading without data.
-    n_hidden, n_latent, n_layers, dropout_rate, gene_likelihood, use_batch_norm, use_layer_norm
+    n_hidden, n_layers, dropout_rate, gene_likelihood, use_batch_norm, use_layer_norm
         The VAE: see :class:`LatentDiffusionSCVI`.
+    n_latent
+        Dimensions of the latent; ``None`` for 20, or a third of the genes where that is less (few imaged genes do not hold more).
     dispersion
         As in :class:`scvi.model.SCVI`. Dispersions of its own for each cell fit counts of imaged molecules, which scatter far more in
         some cells than in others.
@@ -66,7 +72,7 @@ class SpatialDiffusion(SpatialResolutionMixin, DenoisingMixin, LatentDiffusionMi
         adata: AnnData | None = None,
         registry: dict[str, Any] | None = None,
         n_hidden: int = 256,
-        n_latent: int = 20,
+        n_latent: int | None = None,
         n_layers: int = 1,
         dropout_rate: float = 0.1,
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene-cell",
@@ -82,6 +88,8 @@ class SpatialDiffusion(SpatialResolutionMixin, DenoisingMixin, LatentDiffusionMi
         n_neighbors: int = 16,
         **vae_kwargs: Any,
     ) -> None:
+        if n_latent is None:
+            n_latent = min(MAX_LATENT, max(2, _n_genes(adata, registry) // 3))
         super().__init__(
             adata,
             registry,
@@ -245,3 +253,10 @@ class SpatialDiffusion(SpatialResolutionMixin, DenoisingMixin, LatentDiffusionMi
         setup = {"spatial_key": spatial_key, "section_key": section_key, "condition_keys": condition_keys}
         model: SpatialDiffusion = cls._from_trained(scvi_model, SCVI, setup, **model_kwargs)
         return model
+
+
+def _n_genes(adata: AnnData | None, registry: dict[str, Any] | None) -> int:
+    if adata is not None:
+        return int(adata.n_vars)
+    fields = {} if registry is None else registry["field_registries"]
+    return int(fields[REGISTRY_KEYS.X_KEY]["summary_stats"]["n_vars"]) if fields else 0
