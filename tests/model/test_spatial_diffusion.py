@@ -312,6 +312,34 @@ def test_a_handful_of_cells():
     assert np.isfinite(alone.generate_at_location([[1.0, 2.0]], return_mean=True).X).all()
 
 
+def test_what_draws_are_off_by_is_put_right(tmp_path, monkeypatch):
+    adata = simulate_tissue(400, 20, seed=0)
+    model = brief(adata)
+    places = adata.obsm["spatial"] + 0.01
+    prior, latent = model.module.prior, model.get_latent_representation(return_dist=True)
+    sd = np.sqrt(latent[0].var(0) + latent[1].mean(0))
+
+    def off():
+        drawn = model.generate_at_location(places, n_samples=8, seed=0).obsm["X_latent"]
+        return np.abs(drawn.mean(0) - latent[0].mean(0)) / sd, np.abs(drawn.std(0) / sd - 1)
+
+    before, sample = off(), prior.sample
+    monkeypatch.setattr(prior, "sample", lambda *args, **kwargs: 1.5 * sample(*args, **kwargs) + prior.scale)
+    assert (off()[0] > 0.5).all()
+    assert (off()[1] > 0.3).all()
+    model._match_moments()
+    for biased, unbiased in zip(off(), before, strict=True):
+        np.testing.assert_allclose(biased, unbiased, atol=0.08)
+    model.save(tmp_path / "model")
+    loaded = BriefSpatial.load(tmp_path / "model", adata)
+    for name, values in model.moments_.items():
+        np.testing.assert_array_equal(loaded.moments_[name], values)
+    # Of a handful of cells nothing is concluded.
+    monkeypatch.setattr("diffvi.model._spatial_draws.MIN_MATCHED", 1000)
+    model._match_moments()
+    assert model.moments_ is None
+
+
 @pytest.mark.parametrize(("n_genes", "n_latent"), [(4, 2), (33, 11), (70, 20)])
 def test_few_genes_get_few_dimensions(n_genes, n_latent, tmp_path):
     adata = simulate_tissue(60, n_genes, seed=0)

@@ -27,6 +27,10 @@ from ._spatial_training import SpatialTrainingMixin
 INTERVAL = (0.05, 0.95)
 MAX_HELD = 50_000_000
 """Values of draws that are held at a time to tell their quantiles."""
+MATCHED = 6000
+"""Draws at places of training cells that are compared with the cells."""
+MIN_MATCHED = 100
+"""Fewer places than this tell nothing of how draws are off."""
 MIN_SAMPLES = 10
 """Samples from which standard deviations and intervals are told."""
 
@@ -66,6 +70,8 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
     _provenance: Any
     _sampler: Any
     get_var_names: Any
+    _own_observed: Any
+    moments_: dict[str, np.ndarray] | None
 
     def _request(
         self,
@@ -159,6 +165,57 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         return AnnData(X=x, obs=obs, var=var, obsm={"spatial": points, self.spatial_key: points})
 
     @torch.inference_mode()
+    def _match_moments(self) -> None:
+        """See how draws at the places of training cells are off from the cells, in mean and spread, as any trained network is a little."""
+        self.moments_ = None
+        observed = self._own_observed()
+        rows = np.sort(np.random.default_rng(0).permutation(len(observed.frame))[: MATCHED // 2])
+        if len(rows) < MIN_MATCHED:
+            return
+        repeats = MATCHED // len(rows)
+        context = self._context(observed, self._look_at(observed), observed.scaled[rows], observed.frame[rows], rows)
+        known = np.concatenate([self._asked(None, context.frame), context.codes], 1)
+        # What is expected of a draw does not depend on that of its neighbours, and independent noise tells it with less error.
+        known, streams = np.tile(known, (repeats, 1)), CellStreams(0, range(repeats * len(rows)))
+        sampler, n_steps = self._sampler(None, None)
+        state = self._sampled(
+            streams.normal(self.module.prior.d), known, sampler, n_steps, self.vocabulary.scales(1.0), streams
+        )
+        drawn = self._standardised(state.cpu().numpy())
+        mean, variance = (
+            observed.state[rows].mean(0),
+            observed.state[rows].var(0) + (observed.spread[rows] ** 2).mean(0),
+        )
+        factor = np.sqrt(variance / np.maximum(drawn.var(0), 1e-6))
+        self.moments_ = {
+            "factor": factor.astype(np.float32),
+            "shift": (mean - factor * drawn.mean(0)).astype(np.float32),
+        }
+
+    def _matched(self, state: torch.Tensor) -> torch.Tensor:
+        """Draws with that put right."""
+        if self.moments_ is None:
+            return state
+        prior = self.module.prior
+        factor, shift = (torch.as_tensor(self.moments_[name], device=state.device) for name in ("factor", "shift"))
+        return ((state - prior.shift) / prior.scale * factor + shift) * prior.scale + prior.shift
+
+    def _sampled(
+        self, noise: Any, known: np.ndarray, sampler: str, n_steps: int, scales: list[float], streams: CellStreams
+    ) -> torch.Tensor:
+        """States that the prior draws from noise."""
+        prior = self.module.prior
+        device = prior.shift.device
+        return prior.sample(
+            torch.as_tensor(noise, device=device),
+            torch.as_tensor(known, device=device),
+            get_sampler(sampler),
+            n_steps,
+            scales,
+            noise=lambda: streams.normal(prior.d).to(device),
+        )
+
+    @torch.inference_mode()
     def _draws(
         self,
         observed: Observed,
@@ -170,19 +227,12 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         rows: np.ndarray,
     ) -> Iterator[dict[str, Any]]:
         """Draws of the cells at some locations, one after the other."""
-        prior = self.module.prior
-        device = prior.shift.device
-        known = torch.as_tensor(np.concatenate([codes, context.codes], 1), device=device)
+        known = np.concatenate([codes, context.codes], 1)
         for sample in range(n_samples):
             streams = CellStreams(keyed_seed(request.seed, sample, "locations"), rows)
             noise = self._start_noise(observed, context, request.seed, sample, streams)
-            state = prior.sample(
-                torch.as_tensor(noise, device=device),
-                known,
-                get_sampler(request.sampler),
-                request.n_steps,
-                request.scales,
-                noise=lambda streams=streams: streams.normal(prior.d).to(device),
+            state = self._matched(
+                self._sampled(noise, known, request.sampler, request.n_steps, request.scales, streams)
             )
             drawn = self._draw_cells(state, table, streams)
             yield {"X": drawn.pop("counts"), "library_size": state[:, -1].exp().cpu().numpy(), **drawn}

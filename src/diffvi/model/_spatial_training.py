@@ -43,6 +43,7 @@ class SpatialTrainingMixin(SpatialContextMixin):
     vocabulary: Any
     mean_: dict[str, Any] | None
     _expected: Any
+    _match_moments: Any
 
     def _require_data(self) -> Any:
         adata = super()._require_data()  # type: ignore[misc]
@@ -172,7 +173,8 @@ class SpatialTrainingMixin(SpatialContextMixin):
         return micro.clip(0, 1)
 
     def _finish_diffusion(self) -> None:
-        """Choose how much of the expected expression is the network's, on validation cells; the rest is that of kriging."""
+        """Put draws right, and choose how much of the expected expression is the network's, on validation cells; the rest is that of kriging."""
+        self._match_moments()
         observed, look, rows = self._validation
         del self._validation
         self.mean_ = {"share": 0.0, "offset": np.zeros(self.adata.n_vars, np.float32)}
