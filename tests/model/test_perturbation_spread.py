@@ -91,6 +91,7 @@ def larger():
 
 def _growth(model, cells, perturbation, **kwargs):
     out = model.predict_perturbation(cells, perturbation, seed=0, copy=True, use_diffusion=False, **kwargs)
+    assert out.uns["perturbed"]["library_size"] == (kwargs["library_size"] or "own")
     return float(out.layers["perturbed"].sum() / cells.X.sum())
 
 

@@ -168,7 +168,8 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
             ]
             parts.append(_summary(draws, latents.mean[rows, :-1]))
         status = [weights.status[number[t]] for t in treatments]
-        self._write(adata, key_added, parts, status, {"decode": decode, "use_diffusion": bool(draw), "seed": seed,
+        library = "perturbed" if moves_library else "own" if fixed is None else "given"
+        self._write(adata, key_added, parts, status, {"decode": decode, "use_diffusion": bool(draw), "seed": seed, "library_size": library,
             "sampler": sampler, "n_steps": n_steps, "n_samples": n_samples, "guidance_scale": guidance_scale})  # fmt: skip
         return adata if copy else None
 
