@@ -12,6 +12,7 @@ from diffvi import InvalidInputError, NotTrainedError
 from diffvi.datasets import simulate_tissue
 from diffvi.metrics import energy_distance, feature_correlation, log_normalise, moran_i, variance_ratio
 from diffvi.model import SpatialDiffusion
+from diffvi.model._spatial_draws import _gaussian_map
 from tests.conftest import QUIET
 
 SMALL = {"n_hidden": 64, "n_latent": 5, "denoiser_kwargs": {"width": 32, "depth": 2}, "n_neighbors": 8}
@@ -324,10 +325,13 @@ def test_what_draws_are_off_by_is_put_right(tmp_path, monkeypatch):
         return np.abs(drawn.mean(0) - latent[0].mean(0)) / sd, np.abs(drawn.std(0) / sd - 1)
 
     before, sample = off(), prior.sample
-    monkeypatch.setattr(prior, "sample", lambda *args, **kwargs: 1.5 * sample(*args, **kwargs) + prior.scale)
+    turn = torch.eye(prior.d) + 0.5 * torch.ones(prior.d, prior.d).triu(1)
+    monkeypatch.setattr(prior, "sample", lambda *args, **kwargs: 1.5 * sample(*args, **kwargs) @ turn + prior.scale)
     assert (off()[0] > 0.5).all()
     assert (off()[1] > 0.3).all()
-    model._match_moments()
+    observed = model._own_observed()
+    cells = np.arange(len(observed.frame))
+    model._match_moments(observed, model._look_at(observed), cells)
     for biased, unbiased in zip(off(), before, strict=True):
         np.testing.assert_allclose(biased, unbiased, atol=0.08)
     model.save(tmp_path / "model")
@@ -335,9 +339,20 @@ def test_what_draws_are_off_by_is_put_right(tmp_path, monkeypatch):
     for name, values in model.moments_.items():
         np.testing.assert_array_equal(loaded.moments_[name], values)
     # Of a handful of cells nothing is concluded.
-    monkeypatch.setattr("diffvi.model._spatial_draws.MIN_MATCHED", 1000)
-    model._match_moments()
-    assert model.moments_ is None
+    held = model.moments_
+    model._match_moments(observed, model._look_at(observed), cells[:50])
+    assert model.moments_ is held
+
+
+def test_the_map_between_gaussians_takes_one_covariance_to_the_other():
+    rng = np.random.default_rng(0)
+    one, other = (np.cov(rng.normal(size=(4, 50)) * rng.uniform(0.5, 2, (4, 1))) for _ in range(2))
+    matrix = _gaussian_map(one, other)
+    np.testing.assert_allclose(matrix @ one @ matrix.T, other, atol=1e-8)
+    # Of all maps that do, the one of least effort is symmetric and positive.
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-8)
+    assert (np.linalg.eigvalsh(matrix) > 0).all()
+    np.testing.assert_allclose(_gaussian_map(one, one), np.eye(4), atol=1e-8)
 
 
 @pytest.mark.parametrize(("n_genes", "n_latent"), [(4, 2), (33, 11), (70, 20)])

@@ -70,9 +70,9 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
             ``"transport"``: move the cell's own counts by the ratio of the decoded rates (see
             :func:`~diffvi.data.transport_counts`). ``"resample"``: draw new counts from the decoder.
         library_size
-            ``None`` for the cell's own. ``"perturbed"``: its own, changed as the perturbation changes it on average (perturbed
-            cells may be larger or smaller, which moves log-normalised values of all genes). A number, or one for each cell:
-            expected total counts, for ``decode="resample"`` alone.
+            ``None`` for the cell's own. ``"perturbed"``: its own, changed as the perturbation changes it on average, as far as that
+            repeats (``model.library_shares_``): perturbed cells may be larger or smaller, which moves log-normalised values of all
+            genes. A number, or one for each cell: expected total counts, for ``decode="resample"`` alone.
         unseen
             ``"mean"`` to predict the mean effect where nothing is known of a perturbation, which is otherwise refused.
         guidance_scale, n_steps, sampler

@@ -109,7 +109,7 @@ class SpatialDiffusion(SpatialResolutionMixin, DenoisingMixin, LatentDiffusionMi
         self.kriging_ = None
         self.cells_ = None
         self.mean_ = None
-        self.moments_ = None
+        self.moments_: dict[str, Any] | None = None
         self._add_prior(
             denoiser=denoiser,
             denoiser_kwargs=denoiser_kwargs,

@@ -29,8 +29,8 @@ MAX_HELD = 50_000_000
 """Values of draws that are held at a time to tell their quantiles."""
 MATCHED = 6000
 """Draws at places of training cells that are compared with the cells."""
-MIN_MATCHED = 100
-"""Fewer places than this tell nothing of how draws are off."""
+MIN_MATCHED = 20
+"""Places for each dimension below which they tell too little of how draws are off."""
 MIN_SAMPLES = 10
 """Samples from which standard deviations and intervals are told."""
 
@@ -70,7 +70,6 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
     _provenance: Any
     _sampler: Any
     get_var_names: Any
-    _own_observed: Any
     moments_: dict[str, np.ndarray] | None
 
     def _request(
@@ -165,40 +164,32 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         return AnnData(X=x, obs=obs, var=var, obsm={"spatial": points, self.spatial_key: points})
 
     @torch.inference_mode()
-    def _match_moments(self) -> None:
-        """See how draws at the places of training cells are off from the cells, in mean and spread, as any trained network is a little."""
-        self.moments_ = None
-        observed = self._own_observed()
-        rows = np.sort(np.random.default_rng(0).permutation(len(observed.frame))[: MATCHED // 2])
-        if len(rows) < MIN_MATCHED:
+    def _match_moments(self, observed: Observed, look: Surroundings, training: np.ndarray) -> None:
+        """See how draws at the places of training cells are off from the cells, in mean and covariance, as those of any trained network are a little."""
+        rows = np.sort(np.random.default_rng(0).permutation(training)[: MATCHED // 2])
+        if len(rows) < MIN_MATCHED * int(self.module.prior.d):
             return
+        context = self._context(observed, look, observed.scaled[rows], observed.frame[rows], rows)
         repeats = MATCHED // len(rows)
-        context = self._context(observed, self._look_at(observed), observed.scaled[rows], observed.frame[rows], rows)
-        known = np.concatenate([self._asked(None, context.frame), context.codes], 1)
+        known = np.tile(np.concatenate([self._asked(None, context.frame), context.codes], 1), (repeats, 1))
         # What is expected of a draw does not depend on that of its neighbours, and independent noise tells it with less error.
-        known, streams = np.tile(known, (repeats, 1)), CellStreams(0, range(repeats * len(rows)))
+        streams = CellStreams(0, range(len(known)))
         sampler, n_steps = self._sampler(None, None)
-        state = self._sampled(
-            streams.normal(self.module.prior.d), known, sampler, n_steps, self.vocabulary.scales(1.0), streams
-        )
-        drawn = self._standardised(state.cpu().numpy())
-        mean, variance = (
-            observed.state[rows].mean(0),
-            observed.state[rows].var(0) + (observed.spread[rows] ** 2).mean(0),
-        )
-        factor = np.sqrt(variance / np.maximum(drawn.var(0), 1e-6))
-        self.moments_ = {
-            "factor": factor.astype(np.float32),
-            "shift": (mean - factor * drawn.mean(0)).astype(np.float32),
-        }
+        noise, scales = streams.normal(self.module.prior.d), self.vocabulary.scales(1.0)
+        drawn = self._standardised(self._sampled(noise, known, sampler, n_steps, scales, streams).cpu().numpy())
+        real, spread = observed.state[rows], observed.spread[rows]
+        covariance = np.cov(real.T) + np.diag((spread**2).mean(0))
+        matrix = _gaussian_map(np.cov(drawn.T), covariance)
+        shift = real.mean(0) - matrix @ drawn.mean(0)
+        self.moments_ = {"matrix": matrix.astype(np.float32), "shift": shift.astype(np.float32)}
 
     def _matched(self, state: torch.Tensor) -> torch.Tensor:
         """Draws with that put right."""
         if self.moments_ is None:
             return state
         prior = self.module.prior
-        factor, shift = (torch.as_tensor(self.moments_[name], device=state.device) for name in ("factor", "shift"))
-        return ((state - prior.shift) / prior.scale * factor + shift) * prior.scale + prior.shift
+        matrix, shift = (torch.as_tensor(self.moments_[name], device=state.device) for name in ("matrix", "shift"))
+        return ((state - prior.shift) / prior.scale @ matrix.T + shift) * prior.scale + prior.shift
 
     def _sampled(
         self, noise: Any, known: np.ndarray, sampler: str, n_steps: int, scales: list[float], streams: CellStreams
@@ -273,6 +264,17 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
             px = self._decode(torch.stack(states).mean(0), table.subset(rows))
             out[rows] = np.log1p(1e4 * px.scale.cpu().numpy())
         return out
+
+
+def _gaussian_map(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The matrix that takes one covariance to another and moves points least (optimal transport of Gaussians, Peyré and Cuturi 2019, remark 2.31)."""
+
+    def power(matrix: np.ndarray, exponent: float) -> np.ndarray:
+        values, vectors = np.linalg.eigh(matrix)
+        return (vectors * np.maximum(values, 1e-6) ** exponent) @ vectors.T
+
+    root, inverse = power(before, 0.5), power(before, -0.5)
+    return inverse @ power(root @ after @ root, 0.5) @ inverse
 
 
 def _joined(parts: list[dict[str, Any]], by_location: bool = False) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class SpatialTrainingMixin(SpatialContextMixin):
     adata: Any
     vocabulary: Any
     mean_: dict[str, Any] | None
+    moments_: dict[str, np.ndarray] | None
     _expected: Any
     _match_moments: Any
 
@@ -102,7 +103,9 @@ class SpatialTrainingMixin(SpatialContextMixin):
 
         kept = np.sort(np.concatenate([training, validation]))
         self.cells_ = observed.subset(kept).to_dict()
-        self._validation = observed, look, validation
+        self._left_to_fit = observed, look, training, validation
+        # Until then, and where training is cut off: as drawn, as kriged.
+        self.moments_, self.mean_ = None, {"share": 0.0, "offset": np.zeros(adata.n_vars, np.float32)}
         examples = LatentData(latents.mean[cells], latents.scale[cells], whole)
         return examples, np.split(np.arange(ends[-1]), ends[:-1])
 
@@ -174,10 +177,9 @@ class SpatialTrainingMixin(SpatialContextMixin):
 
     def _finish_diffusion(self) -> None:
         """Put draws right, and choose how much of the expected expression is the network's, on validation cells; the rest is that of kriging."""
-        self._match_moments()
-        observed, look, rows = self._validation
-        del self._validation
-        self.mean_ = {"share": 0.0, "offset": np.zeros(self.adata.n_vars, np.float32)}
+        observed, look, training, rows = self._left_to_fit
+        del self._left_to_fit
+        self._match_moments(observed, look, training)
         if len(rows) < MIN_VALIDATED:
             return
         context = self._context(observed, look, observed.scaled[rows], observed.frame[rows], rows)
