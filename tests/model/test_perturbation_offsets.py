@@ -23,10 +23,24 @@ def test_what_repeats_is_kept_and_noise_is_not():
     assert kept[1].std() < 0.02
     variance[0] = np.inf
     assert not repeatable(signal, variance)[0].any()
+    variance[0] = NOISE**2
+    np.testing.assert_array_equal(repeatable(signal, variance, shrink=False), signal)
+
+
+def test_what_was_not_measured_takes_nothing_from_the_signal():
+    signal = RNG.normal(size=(1, 4000))
+    variance = np.where(np.arange(4000) % 4, np.inf, 1.0)[None]
+    measured = signal + RNG.normal(size=signal.shape)
+    kept = repeatable(measured, variance)
+    np.testing.assert_allclose(kept[:, ::4], 0.5 * measured[:, ::4], rtol=0.1)
+    assert not kept[np.isinf(variance)].any()
+    assert repeatable(np.zeros((1, 0)), np.zeros((1, 0))).shape == (1, 0)
 
 
 class Decoder(PerturbationCalibrationMixin):
     """A decoder that misses all of every effect, but in contexts of which no control cell is left."""
+
+    shrink = rate_offset = True
 
     def _through(self, effects, where):
         return np.full((len(effects), 500), np.nan if (9,) in where else 0.0)
@@ -48,6 +62,29 @@ def _share(*transfers):
     return Decoder()._shares_found(transfers)[0]
 
 
+def _library_share(told, asked, unknown=0, noise=NOISE):
+    """Of as many treatments as there are log libraries; ``unknown`` of which were not measured on the first cells."""
+
+    def measured(library):
+        empty = np.zeros((len(library), 500))
+        noisy = library + noise * RNG.normal(size=len(library))
+        return Measured(empty, empty + 1.0, empty, noisy, np.full(len(library), noise**2))
+
+    first = measured(told)
+    first.library_variance[:unknown] = np.inf
+    transfer = Transfer(np.zeros((len(told), 3)), first, measured(asked), {(0,)}, {(1,)})
+    return Decoder()._shares_found([transfer])[1]
+
+
+def test_libraries_have_a_share_of_their_own():
+    told = RNG.normal(size=3000)
+    assert _library_share(told, told) == pytest.approx(1.0, abs=0.05)
+    assert _library_share(told, -told) == 0.0
+    for unknown in (0, 2400):
+        assert _library_share(told, 0.5 * told, unknown, noise=1.0) == pytest.approx(0.5, abs=0.15)
+    assert _library_share(told, told, unknown=3000) is None
+
+
 def test_the_share_is_that_of_what_is_found_again():
     told = RNG.normal(size=(6, 500))
     assert _share(_transfer(told, told)) > 0.97
@@ -61,11 +98,11 @@ def test_the_share_is_that_of_what_is_found_again():
 def test_what_was_not_measured_tells_nothing():
     told = RNG.normal(size=(6, 500))
     assert FoundAgain().share is None
-    assert _share() == 0.0
-    assert _share(_transfer(told, told, variance=np.inf)) == 0.0
+    assert _share() is None
+    assert _share(_transfer(told, told, variance=np.inf)) is None
     nowhere = _transfer(told, told)
     nowhere.asked_in = {(9,)}
-    assert _share(nowhere) == 0.0
+    assert _share(nowhere) is None
     assert _share(nowhere, _transfer(told, told)) > 0.97
 
 

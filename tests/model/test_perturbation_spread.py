@@ -1,5 +1,6 @@
 """Drawn changes are used where they bring predicted cells nearer to real ones, and libraries move on request."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import scvi
 import torch
 
+from diffvi import InvalidInputError
 from diffvi.datasets import simulate_perturbations
 from diffvi.model import PerturbDiffusion
 from diffvi.model._perturbation_spread import MAX_CELLS, MIN_CELLS, Probe, probes, spread_gain
@@ -72,6 +74,15 @@ def test_probes_are_training_cells_of_the_largest_groups_and_controls_of_their_c
         assert set(probe.codes[:, 0].astype(int)) == set(controls[context])
 
 
+def _fit(adata, **kwargs):
+    scvi.settings.seed = 0
+    torch.set_num_threads(1)
+    PerturbDiffusion.setup_anndata(adata, "perturbation", "control", batch_key="donor")
+    model = PerturbDiffusion(adata, **SMALL, **kwargs)
+    model.train(max_epochs=15, max_epochs_diffusion=1, batch_size=64, **QUIET)
+    return model
+
+
 @pytest.fixture(scope="module")
 def larger():
     """Cells under A have twice as many counts, in all donors but those of c; there is none perturbed."""
@@ -80,13 +91,7 @@ def larger():
     adata.X = adata.X.multiply(np.where(np.char.find(names, "A") >= 0, 2, 1)[:, None]).tocsr()
     adata.obs["donor"] = np.tile(["a", "b", "c"], 300)
     train = adata[~((adata.obs["donor"] == "c") & (names != "control"))].copy()
-    scvi.settings.seed = 0
-    torch.set_num_threads(1)
-    PerturbDiffusion.setup_anndata(train, "perturbation", "control", batch_key="donor")
-    # What is measured is to be taken as it is: that a model of five epochs shrinks it much is nothing against it.
-    model = PerturbDiffusion(train, shrink=False, **SMALL)
-    model.train(max_epochs=5, max_epochs_diffusion=1, batch_size=64, **QUIET)
-    return model, adata[names == "control"].copy()
+    return _fit(train), adata[names == "control"].copy()
 
 
 def _growth(model, cells, perturbation, **kwargs):
@@ -115,16 +120,86 @@ def test_the_library_moves_on_request_as_that_of_perturbed_cells_does(larger, do
         assert growth(name) == pytest.approx(change[name], rel=0.1)
 
 
-def test_one_context_tells_nothing_of_the_libraries_of_new_ones(larger, tmp_path):
+def test_the_library_moves_as_far_as_that_repeats(larger, tmp_path):
     model, cells = larger
-    assert model.library_shares_["seen"] > 0.7
     assert model.library_shares_["new"] > 0.7
     model.save(tmp_path / "model")
     loaded = PerturbDiffusion.load(tmp_path / "model", model.adata)
     assert loaded.library_shares_ == model.library_shares_
     assert loaded.spread_gain_ == model.spread_gain_
+    new = cells[cells.obs["donor"] == "c"].copy()
+    moved = _growth(model, new, "A", library_size="perturbed")
     loaded.library_shares_["new"] = 0.0
-    assert _growth(loaded, cells[cells.obs["donor"] == "c"].copy(), "A", library_size="perturbed") < 1.2
+    own = _growth(loaded, new, "A", library_size="perturbed")
+    assert own == _growth(loaded, new, "A", library_size=None) < 0.7 * moved
+
+
+def test_one_context_tells_nothing_of_the_libraries_of_new_ones(larger):
+    of_a = larger[0].adata[larger[0].adata.obs["donor"].isin(["a", "c"])].copy()
+    model = _fit(of_a)
+    assert model.library_shares_["new"] == 0.0
+    new = larger[1][larger[1].obs["donor"] == "c"].copy()
+    assert _growth(model, new, "A", library_size="perturbed") == _growth(model, new, "A", library_size=None)
+
+
+def test_without_shrinkage_libraries_are_as_measured(larger):
+    shares = {shrink: _fit(larger[0].adata.copy(), shrink=shrink).library_shares_["seen"] for shrink in (True, False)}
+    assert shares[False] == 1.0 > shares[True]
+
+
+def test_without_an_offset_none_is_looked_for(larger, monkeypatch):
+    monkeypatch.setattr(PerturbDiffusion, "_through", None)
+    model = _fit(larger[0].adata.copy(), rate_offset=False)
+    assert "offset" not in model.measured_
+    assert model.library_shares_["seen"] > 0.7
+
+
+@pytest.mark.parametrize("perturbed", [True, False])
+def test_surgery_leaves_the_reference_alone_and_keeps_what_it_knew(larger, perturbed):
+    reference, cells = larger
+    query = (reference.adata if perturbed else cells)[:150].copy()
+    query.obs["donor"] = "d"
+    names = ("offset_shares_", "library_shares_", "spread_gain_")
+    before = {name: copy.deepcopy(getattr(reference, name)) for name in names}
+    moved = _growth(reference, cells, "A", library_size="perturbed")
+    model = PerturbDiffusion.load_query_data(query, reference)
+    model.train(max_epochs=1, max_epochs_diffusion=1, batch_size=64, **QUIET)
+    assert {name: getattr(reference, name) for name in names} == before
+    assert _growth(reference, cells, "A", library_size="perturbed") == moved
+    # One more context tells nothing of new ones, and control cells tell nothing at all.
+    assert model.library_shares_["new"] == before["library_shares_"]["new"]
+    if not perturbed:
+        assert {name: getattr(model, name) for name in names} == before
+        own, of_query = (_growth(model, query, "A", library_size=size) for size in (None, "perturbed"))
+        assert of_query > 1.5 * own
+
+
+def test_surgery_on_a_model_that_did_not_measure_libraries(larger, tmp_path):
+    model, cells = larger
+    model.save(tmp_path / "model")
+    old = PerturbDiffusion.load(tmp_path / "model", model.adata)
+    del old.measured_["library_effect"]
+    with pytest.raises(InvalidInputError, match="trained before libraries were measured"):
+        old.predict_perturbation(cells, "A", library_size="perturbed")
+    query = model.adata[:150].copy()
+    query.obs["donor"] = "d"
+    fresh = PerturbDiffusion.load_query_data(query, old)
+    fresh.train(max_epochs=1, max_epochs_diffusion=1, batch_size=64, **QUIET)
+    out = fresh.predict_perturbation(
+        query[query.obs["perturbation"] == "control"].copy(), "A", library_size="perturbed", copy=True
+    )
+    assert np.isfinite(out.layers["perturbed_mean"]).all()
+
+
+def test_retraining_forgets_what_the_last_prior_was_good_for(larger, tmp_path):
+    model, _ = larger
+    model.save(tmp_path / "model")
+    loaded = PerturbDiffusion.load(tmp_path / "model", model.adata)
+    loaded.module.prior.sample = None  # what is told of the spread comes after training
+
+    with pytest.raises(TypeError):
+        loaded.train_diffusion(max_epochs=1, **QUIET)
+    assert loaded.spread_gain_ is None
 
 
 def test_changes_are_drawn_by_default_where_that_was_a_gain(larger, tmp_path):

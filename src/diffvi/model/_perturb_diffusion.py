@@ -55,7 +55,9 @@ class PerturbDiffusion(PerturbationPredictionMixin, DenoisingMixin, LatentDiffus
     additive
         Start from the measured effects. Without, the networks have to learn all of a change.
     shrink
-        Draw effects that were measured badly to those of their parts, of similar perturbations and to the mean effect.
+        Draw effects that were measured badly to those of their parts, of similar perturbations and to the mean effect, and what is left of them
+        for single genes and for the library to 0. Without, all is taken as measured: mean effects then correlate best with new measurements, at a
+        larger distance from them (``benchmarks/perturbation.md``).
     n_neighbors
         Control cells that count as alike in how they respond; 0 for the same mean effect in all cells.
     transfer_gain
@@ -68,7 +70,7 @@ class PerturbDiffusion(PerturbationPredictionMixin, DenoisingMixin, LatentDiffus
         Tell the networks the mean latent of the control cells of a cell's context.
     rate_offset
         Also correct the decoded log rates of each gene by what the latent changes leave of the measured log ratios,
-        shrunk by its noise, as far as it repeats: in contexts that were seen perturbed, from one half of the cells to the other; in new
+        shrunk by its noise (with ``shrink``), as far as it repeats: in contexts that were seen perturbed, from one half of the cells to the other; in new
         ones, from the other contexts to each in turn (0 where there is but one). These two shares are ``offset_shares_``.
     **vae_kwargs
         Passed to :class:`scvi.module.VAE`.

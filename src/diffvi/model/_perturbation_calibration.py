@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from diffvi._exceptions import one_of
+from diffvi._exceptions import InvalidInputError, one_of
 from diffvi.data import TrainingTable
 from diffvi.module import EffectWeights
 
@@ -96,6 +96,10 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
     def _log_library_change(self, weights: np.ndarray, contexts: Sequence[tuple[int, ...]]) -> np.ndarray:
         """Expected change of the log library of each cell, for its weighting, ``(n,)``."""
         assert self.measured_ is not None
+        if "library_effect" not in self.measured_:
+            raise InvalidInputError(
+                '`library_size="perturbed"`: the model was trained before libraries were measured; `train_diffusion` again.'
+            )
         return self._carried(self.measured_["library_effect"], self.library_shares_, weights, contexts)[:, 0]
 
     def _carried(
@@ -106,20 +110,36 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
         return np.array([[shares["seen" if c in seen else "new"]] for c in contexts]) * (weights @ effects)
 
     @torch.inference_mode()
-    def _shares_found(self, transfers: Iterable[Transfer]) -> tuple[float, float]:
-        """How much of the offsets, and of the changes of the library, that some cells tell is found in the others; 0 where nothing is told."""
-        offsets, libraries = FoundAgain(), FoundAgain()
+    def _shares_found(self, transfers: Iterable[Transfer]) -> tuple[float | None, float | None]:
+        """How much of the offsets, and of the changes of the library, that some cells tell is found in the others; ``None`` where nothing is told."""
+        offsets, libraries = FoundAgain(self.shrink), FoundAgain(self.shrink)
         for transfer in transfers:
             told, asked = transfer.told, transfer.asked
-            rest = (
-                measured.log_ratio - self._through(transfer.effects, where)
-                for measured, where in ((told, transfer.told_in), (asked, transfer.asked_in))
-            )
-            offsets.add(next(rest), told.variance, next(rest), asked.variance)
             libraries.add(
                 told.library[None], told.library_variance[None], asked.library[None], asked.library_variance[None]
             )
-        return offsets.share or 0.0, libraries.share or 0.0
+            if self.rate_offset:
+                rest = (
+                    measured.log_ratio - self._through(transfer.effects, where)
+                    for measured, where in ((told, transfer.told_in), (asked, transfer.asked_in))
+                )
+                offsets.add(next(rest), told.variance, next(rest), asked.variance)
+        return offsets.share, libraries.share
+
+    def _fit_shares(self, halves: Iterable[Transfer], contexts: Iterable[Transfer]) -> None:
+        """Of a new context one context alone tells nothing; after surgery the reference's shares stay where the query tells nothing."""
+        # The dictionaries of a reference are its own.
+        before = (self.offset_shares_, self.library_shares_) if self.replay_ is not None else ({}, {})
+        self.offset_shares_, self.library_shares_ = {}, {}
+        for which, transfers in (("seen", halves), ("new", contexts)):
+            fitted = zip(
+                (self.offset_shares_, self.library_shares_), before, self._shares_found(transfers), strict=True
+            )
+            for shares, held, found in fitted:
+                shares[which] = held.get(which, 0.0) if found is None else found
+        if not self.shrink:
+            # What was measured in a context is taken as it is.
+            self.offset_shares_["seen"] = self.library_shares_["seen"] = 1.0
 
     def _through(self, effects: np.ndarray, where: set[tuple[int, ...]]) -> np.ndarray:
         """Log ratios that mean latent effects have through the decoder, on control cells of some contexts; NaN where none is remembered."""
@@ -153,7 +173,9 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
         """See what the spread of the trained prior is good for."""
         sampler, n_steps = self._sampler(None, None, USUAL_STEPS)
         scales = self.vocabulary.scales(1.0)
-        self.spread_gain_ = spread_gain(self.module.prior, self._probes, scales, sampler, n_steps)
+        gain = spread_gain(self.module.prior, self._probes, scales, sampler, n_steps)
+        # A query without perturbed cells tells nothing: what the reference knew stays.
+        self.spread_gain_ = self.spread_gain_ if gain is None else gain
         del self._probes
 
     def _calibrate(self, halves: list[Transfer], contexts: Iterator[Transfer]) -> None:
@@ -171,10 +193,8 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
         eye, held = np.eye(len(process.treatments)), self.measured_
         fitted = np.array([self._effect(state, table, base, w)[0] for w in eye])
         if self.rate_offset:
-            held["offset"] = repeatable(held["log_ratio"] - fitted, held["variance"]).astype(np.float32)
-        # Of a new context one context alone tells nothing.
-        for which, transfers in (("seen", halves), ("new", contexts)):
-            self.offset_shares_[which], self.library_shares_[which] = self._shares_found(transfers)
+            held["offset"] = repeatable(held["log_ratio"] - fitted, held["variance"], self.shrink).astype(np.float32)
+        self._fit_shares(halves, contexts)
 
         left_out = process.leave_one_out()
         errors: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}

@@ -58,25 +58,32 @@ class Transfer:
     asked_in: set[tuple[int, ...]]
 
 
-def repeatable(rest: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """What was measured, drawn to 0 by its noise: rows have a signal each, such as treatments by genes, ``(n_treatments, n_genes)``."""
+def repeatable(rest: np.ndarray, variance: np.ndarray, shrink: bool = True) -> np.ndarray:
+    """What was measured, drawn to 0 by its noise: rows have a signal each, such as treatments by genes, ``(n_treatments, n_genes)``.
+
+    Where nothing was measured (an infinite variance) it is 0; without ``shrink`` the rest is as it is.
+    """
     finite = np.isfinite(variance)
+    if not shrink:
+        return np.where(finite, rest, 0.0)
     noise = np.where(finite, variance, 0.0)
-    signal = np.maximum(np.where(finite, rest**2 - noise, 0.0).mean(1, keepdims=True), 0.0)
+    excess = np.where(finite, rest**2 - noise, 0.0).sum(1, keepdims=True)
+    signal = np.maximum(excess / np.maximum(finite.sum(1, keepdims=True), 1), 0.0)
     total = signal + noise
     return np.where(finite & (total > 0), rest * signal / np.where(total > 0, total, 1.0), 0.0)
 
 
 class FoundAgain:
-    """How much of what some cells tell is found in others: least squares, 0 to 1."""
+    """How much of what some cells tell, shrunk or as it is, is found in others: least squares, 0 to 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, shrink: bool = True) -> None:
+        self.shrink = shrink
         self.both = self.own = 0.0
 
     def add(self, told: np.ndarray, told_variance: np.ndarray, asked: np.ndarray, asked_variance: np.ndarray) -> None:
         """Count what was measured on some cells and on others, rows with a signal each; what is not finite counts for nothing."""
         known = np.isfinite(told_variance + asked_variance + told + asked)
-        told = repeatable(told, told_variance)
+        told = repeatable(told, told_variance, self.shrink)
         if known.any():
             left = max(float((asked[known] ** 2 - asked_variance[known]).mean()), 1e-3)
             weight = 1 / (asked_variance[known] + left)

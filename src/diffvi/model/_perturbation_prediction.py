@@ -111,9 +111,7 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         """
         self._require("diffusion")
         one_of("decode", decode, DECODERS)
-        draw = use_diffusion
-        if one_of("use_diffusion", use_diffusion, (True, False, "auto")) == "auto":
-            draw = self.spread_gain_ is None or self.spread_gain_ > 0
+        draw = self._draws_changes(use_diffusion)
         n_samples, batch_size = positive_int("n_samples", n_samples), positive_int("batch_size", batch_size)
         sampler, n_steps = self._sampler(sampler, n_steps, USUAL_STEPS)
         scale = self.vocabulary.scales(guidance_scale)
@@ -162,14 +160,14 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
             }
             draws = [
                 self._predict_batch(
-                    here, CellStreams(nth_seed(seed, k), names[rows]), bool(draw), decode, sampler, n_steps, scale
+                    here, CellStreams(nth_seed(seed, k), names[rows]), draw, decode, sampler, n_steps, scale
                 )
                 for k in range(n_samples)
             ]
             parts.append(_summary(draws, latents.mean[rows, :-1]))
         status = [weights.status[number[t]] for t in treatments]
         library = "perturbed" if moves_library else "own" if fixed is None else "given"
-        self._write(adata, key_added, parts, status, {"decode": decode, "use_diffusion": bool(draw), "seed": seed, "library_size": library,
+        self._write(adata, key_added, parts, status, {"decode": decode, "use_diffusion": draw, "seed": seed, "library_size": library,
             "sampler": sampler, "n_steps": n_steps, "n_samples": n_samples, "guidance_scale": guidance_scale})  # fmt: skip
         return adata if copy else None
 
@@ -188,6 +186,14 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         asked = set(zip(values["perturbation"], values["dose"], strict=True))
         known = {pair: self._resolve(*pair, unseen) for pair in asked}
         return [known[pair] for pair in zip(values["perturbation"], values["dose"], strict=True)]
+
+    def _draws_changes(self, use_diffusion: Any) -> bool:
+        """Whether changes are drawn."""
+        if isinstance(use_diffusion, bool | np.bool_):
+            return bool(use_diffusion)
+        if use_diffusion != "auto":
+            raise InvalidInputError(f'`use_diffusion` must be True, False or "auto"; got {use_diffusion!r}.')
+        return self.spread_gain_ is None or self.spread_gain_ > 0
 
     def _control_cells(self) -> AnnData:
         if self.adata is None:

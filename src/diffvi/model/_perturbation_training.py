@@ -164,6 +164,8 @@ class PerturbationTrainingMixin:
         treatments_of, contexts_of = ([of[i] for i in targets] for of in (treatments, contexts))
         paired = self._paired_codes(latents.mean[sources], treatments_of, contexts_of)  # type: ignore[arg-type]
         arrived = latents.mean[targets]
+        if self.replay_ is None:
+            self.spread_gain_ = None
         self._probes = probes(latents.mean, groups, controls, training, self._paired_codes)  # type: ignore[arg-type]
         if self.n_smoothed > 1 and len(targets):
             change = self._smoothed(state[sources], state[targets] - state[sources], treatments_of, training[targets])
@@ -279,7 +281,7 @@ class PerturbationTrainingMixin:
         )
         held: dict[str, Any] = {"log_ratio": measured.log_ratio, "variance": measured.variance}
         held["between_contexts"] = measured.between_contexts
-        log_library = repeatable(measured.library[None], measured.library_variance[None])[0]
+        log_library = repeatable(measured.library[None], measured.library_variance[None], self.shrink)[0]
         held["library_effect"] = (log_library * _numpy(self.module.prior.scale)[d])[:, None]
         held |= {"half_effects": tables["half"][0]}
         for name in ("half", "other"):
@@ -335,8 +337,9 @@ class PerturbationTrainingMixin:
         joined, taken = responses.joined(self._responses, ratio, offset)
         held = dict(held)
         for name in held:
-            # What was measured on halves of the reference's cells is not kept: an infinite variance.
-            old = self.measured_.get(name, np.full_like(self.measured_["log_ratio"], np.inf))[taken]
+            # What was measured on halves of the reference's cells is not kept: an infinite variance. Libraries were not always measured.
+            unknown = 0.0 if name == "library_effect" else np.inf
+            old = self.measured_.get(name, np.full_like(self.measured_["log_ratio"], unknown))[taken]
             width = np.shape(held[name])[1]
             held[name] = np.concatenate([held[name], old[:, :width]])
         return joined, held
