@@ -315,6 +315,7 @@ def cost(file: str) -> pd.DataFrame:
     calls = {
         "decoding and sampling counts": decode,
         "predict_perturbation": lambda: model.predict_perturbation(query, target, seed=0),
+        "with diffusion": lambda: model.predict_perturbation(query, target, seed=0, use_diffusion=True),
         "without diffusion": lambda: model.predict_perturbation(query, target, seed=0, use_diffusion=False),
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
