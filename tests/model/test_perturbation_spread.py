@@ -19,17 +19,8 @@ RNG = np.random.default_rng(0)
 SMALL = {"n_hidden": 32, "n_latent": 4, "denoiser_kwargs": {"width": 16, "depth": 1, "n_heads": 2}}
 
 
-def _prior(spread):
-    """A prior that moves cells by 1 on average and draws the first dimension 1 above or below that, or not."""
-
-    def mean(codes):
-        return codes + 1.0
-
-    def sample(start, codes, *args, **kwargs):
-        side = spread * torch.sign(start[:, :1])
-        return mean(codes) + torch.cat([side, torch.zeros(len(codes), start.shape[1] - 1)], 1)
-
-    return SimpleNamespace(d=3, shift=torch.zeros(3), scale=torch.ones(3), mean=mean, sample=sample)
+PRIOR = SimpleNamespace(shift=torch.zeros(3), mean=lambda codes: codes + 1.0, standardise=lambda state: state)
+"""Moves cells by 1 on average."""
 
 
 def _probe(sides):
@@ -43,7 +34,12 @@ def test_a_spread_is_a_gain_where_real_cells_have_it():
     two_groups, one = _probe(RNG.choice([-1.0, 1.0], 100)), _probe(np.zeros(100))
 
     def gain(looked_at, spread=1.0):
-        return spread_gain(_prior(spread), looked_at, [], "heun", 2)
+        def draw(codes, streams):
+            side = torch.zeros(len(codes), 3)
+            side[:, 0] = spread * torch.sign(streams.normal(1)[:, 0])
+            return torch.as_tensor(codes) + 1.0 + side
+
+        return spread_gain(PRIOR, looked_at, draw)
 
     assert gain([two_groups]) > 0.3
     assert gain([one]) < -0.3

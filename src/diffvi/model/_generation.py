@@ -19,7 +19,7 @@ from diffvi._version import __version__
 from diffvi.data import TrainingTable, sample_counts
 from diffvi.data._fields import check_names
 from diffvi.data._store import PartStore, digest
-from diffvi.process import SAMPLERS, get_sampler
+from diffvi.process import SAMPLERS
 
 from ._distillation import DISTILLED
 from ._requests import CellRequest, log_library_of
@@ -216,8 +216,6 @@ class GenerationMixin:
             return self._draw_batch(request)
 
     def _draw_batch(self, request: CellRequest) -> dict[str, Any]:
-        prior = self.module.prior
-        device = prior.shift.device
         streams = CellStreams(request.seed, np.arange(request.first, request.first + len(request.codes)))
         assert self.training_table_ is not None
         table = TrainingTable(**self.training_table_)
@@ -230,18 +228,18 @@ class GenerationMixin:
             codes[:, j] = np.where(given, codes[:, j], table.codes[:, j])
             self._override(table, name, codes[:, j])
 
-        state = prior.sample(
-            streams.normal(prior.d).to(device),
-            torch.as_tensor(codes, device=device),
-            get_sampler("ddim" if request.sampler == DISTILLED else request.sampler),
+        few = request.sampler == DISTILLED
+        state = self._sampled(  # type: ignore[attr-defined]
+            codes,
+            streams,
+            "ddim" if few else request.sampler,
             request.n_steps,
             request.scales,
-            noise=lambda: streams.normal(prior.d).to(device),
-            network=prior.few_steps.denoiser if request.sampler == DISTILLED else None,
+            network=self.module.prior.few_steps.denoiser if few else None,
         )
         if request.log_library is not None:
             fixed = table.log_library if isinstance(request.log_library, str) else request.log_library
-            state[:, -1] = torch.as_tensor(fixed, dtype=state.dtype, device=device)
+            state[:, -1] = torch.as_tensor(fixed, dtype=state.dtype, device=state.device)
         return {"codes": codes, **self._draw_cells(state, table, streams)}
 
     def _draw_cells(self, state: Tensor, table: TrainingTable, streams: CellStreams) -> dict[str, Any]:
@@ -266,16 +264,13 @@ class GenerationMixin:
     @torch.inference_mode()
     def _draw_replay(self, batch_size: int = 4096) -> dict[str, Any]:
         """A state from the prior for each remembered training cell's conditions, with what the table holds of it."""
-        prior = self.module.prior
-        device = prior.shift.device
         table, all_codes = self._replayed(TrainingTable(**(self.training_table_ or {})))
         states = []
         name, n_steps = self._sampler(None, None)
         for start in range(0, len(all_codes), batch_size):
             rows = np.arange(start, min(start + batch_size, len(all_codes)))
-            noise = CellStreams(0, rows).normal(prior.d).to(device)
-            codes = torch.as_tensor(all_codes[rows], device=device)
-            states.append(prior.sample(noise, codes, get_sampler(name), n_steps, 1.0).cpu().numpy())
+            state = self._sampled(all_codes[rows], CellStreams(0, rows), name, n_steps, self.vocabulary.scales(1.0))  # type: ignore[attr-defined]
+            states.append(state.cpu().numpy())
         return {"state": np.concatenate(states), **vars(table), "codes": all_codes}
 
     def _replayed(self, table: TrainingTable) -> tuple[TrainingTable, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,12 @@ from scvi.data._utils import _get_adata_minify_type
 from torch import Tensor
 
 from diffvi._exceptions import InvalidInputError, NotTrainedError
+from diffvi._random import CellStreams
 from diffvi.data import ConditionVocabulary, LatentData, TrainingTable
 from diffvi.data._fields import CONDITIONS_KEY, ConditionsField
 from diffvi.module import CountVAE, LatentPrior
 from diffvi.nn import Attribute
+from diffvi.process import get_sampler
 
 from ._distillation import DistillationMixin
 from ._files import SafeFilesMixin
@@ -97,6 +99,27 @@ class LatentDiffusionMixin(StagedTrainingMixin, GenerationMixin, DistillationMix
                 library = tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].to(qz.loc).log()
             spread = torch.zeros_like(library)
         return torch.cat([qz.loc, library], 1), torch.cat([qz.scale, spread], 1)
+
+    def _sampled(
+        self,
+        codes: Any,
+        streams: CellStreams,
+        sampler: str,
+        n_steps: int,
+        scales: Sequence[float],
+        start: Any = None,
+        network: torch.nn.Module | None = None,
+    ) -> Tensor:
+        """States that the prior draws, every random number from the cells' own streams; from ``start`` where that is given."""
+        prior = self.module.prior
+        device = prior.shift.device
+
+        def noise() -> Tensor:
+            return streams.normal(prior.d).to(device)
+
+        start = noise() if start is None else torch.as_tensor(start, device=device)
+        codes = torch.as_tensor(codes, device=device)
+        return prior.sample(start, codes, get_sampler(sampler), n_steps, scales, noise=noise, network=network)
 
     def _decode(self, state: Tensor, table: TrainingTable) -> Any:
         """Count distribution of states, with the decoder's batch and covariates from ``table``."""

@@ -56,8 +56,8 @@ class PerturbDiffusion(PerturbationPredictionMixin, DenoisingMixin, LatentDiffus
         Start from the measured effects. Without, the networks have to learn all of a change.
     shrink
         Draw effects that were measured badly to those of their parts, of similar perturbations and to the mean effect, and what is left of them
-        for single genes and for the library to 0. Without, all is taken as measured: mean effects then correlate best with new measurements, at a
-        larger distance from them (``benchmarks/perturbation.md``).
+        for single genes and for the library to 0. Without, all is taken as measured: in contexts that were seen perturbed
+        mean effects then correlate better with new measurements, at a larger distance from them (``benchmarks/perturbation.md``).
     n_neighbors
         Control cells that count as alike in how they respond; 0 for the same mean effect in all cells.
     transfer_gain

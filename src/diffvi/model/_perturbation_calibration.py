@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from diffvi._exceptions import InvalidInputError, one_of
+from diffvi._random import CellStreams
 from diffvi.data import TrainingTable
 from diffvi.module import EffectWeights
 
@@ -173,7 +174,11 @@ class PerturbationCalibrationMixin(PerturbationTrainingMixin):
         """See what the spread of the trained prior is good for."""
         sampler, n_steps = self._sampler(None, None, USUAL_STEPS)
         scales = self.vocabulary.scales(1.0)
-        gain = spread_gain(self.module.prior, self._probes, scales, sampler, n_steps)
+
+        def draw(codes: np.ndarray, streams: CellStreams) -> torch.Tensor:
+            return self._sampled(codes, streams, sampler, n_steps, scales)
+
+        gain = spread_gain(self.module.prior, self._probes, draw)
         # A query without perturbed cells tells nothing: what the reference knew stays.
         self.spread_gain_ = self.spread_gain_ if gain is None else gain
         del self._probes

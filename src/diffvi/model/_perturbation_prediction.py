@@ -18,7 +18,6 @@ from scvi.utils import track
 from diffvi._exceptions import InvalidInputError, one_of, positive_int, seed_or_random
 from diffvi._random import CellStreams, cell_number, nth_seed
 from diffvi.data import Treatment, sample_counts, transport_counts
-from diffvi.process import get_sampler
 
 from ._notes import without_notes
 from ._perturbation_calibration import USUAL_STEPS
@@ -224,19 +223,11 @@ class PerturbationPredictionMixin(PerturbationEffectsMixin):
         """One draw for one minibatch; cells under no perturbation come out as they went in."""
         prior = self.module.prior
         device = prior.shift.device
-        codes = torch.as_tensor(here["codes"], device=device)
         start = torch.as_tensor(here["state"], dtype=torch.float32, device=device)
         if use_diffusion:
-            state = prior.sample(
-                streams.normal(prior.d).to(device),
-                codes,
-                get_sampler(sampler),
-                n_steps,
-                scale,
-                noise=lambda: streams.normal(prior.d).to(device),
-            )
+            state = self._sampled(here["codes"], streams, sampler, n_steps, scale)
         else:
-            state = prior.mean(codes)
+            state = prior.mean(torch.as_tensor(here["codes"], device=device))
         idle = torch.tensor([not t for t in here["treatments"]], device=device)
         state = torch.where(idle[:, None], start, state)
         state[:, -1] = start[:, -1] + torch.as_tensor(here["library_change"], dtype=start.dtype, device=device)

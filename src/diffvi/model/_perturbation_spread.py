@@ -12,7 +12,6 @@ from diffvi._random import CellStreams
 from diffvi.data import Treatment
 from diffvi.metrics import energy_distance
 from diffvi.module import LatentPrior
-from diffvi.process import get_sampler
 
 Context = tuple[int, ...]
 """Category numbers of a context."""
@@ -60,33 +59,23 @@ def probes(
 
 @torch.inference_mode()
 def spread_gain(
-    prior: LatentPrior, looked_at: Sequence[Probe], scales: Sequence[float], sampler: str, n_steps: int
+    prior: LatentPrior, looked_at: Sequence[Probe], draw: Callable[[np.ndarray, CellStreams], torch.Tensor]
 ) -> float | None:
     """By how much the energy distance to real cells is lower with drawn changes than with mean ones.
 
-    In standardised latents without the library, mean over treatments weighted by their cells; ``None`` for none.
+    ``draw`` gives states of the prior for codes. In standardised latents without the library, mean over treatments weighted by their cells;
+    ``None`` for none.
     """
     if not looked_at:
         return None
-    gains = [
-        _gain(prior, probe, CellStreams(k, range(len(probe.codes))), scales, sampler, n_steps)
-        for k, probe in enumerate(looked_at)
-    ]
+
+    def latent(state: torch.Tensor) -> np.ndarray:
+        return prior.standardise(state)[:, :-1].cpu().numpy()
+
+    device, gains = prior.shift.device, []
+    for k, probe in enumerate(looked_at):
+        real = latent(torch.as_tensor(probe.real, device=device))
+        mean = latent(prior.mean(torch.as_tensor(probe.codes, device=device)))
+        drawn = latent(draw(probe.codes, CellStreams(k, range(len(probe.codes)))))
+        gains.append(energy_distance(real, mean) - energy_distance(real, drawn))
     return float(np.average(gains, weights=[len(probe.real) for probe in looked_at]))
-
-
-def _gain(
-    prior: LatentPrior, probe: Probe, streams: CellStreams, scales: Sequence[float], sampler: str, n_steps: int
-) -> float:
-    device = prior.shift.device
-
-    def noise() -> torch.Tensor:
-        return streams.normal(prior.d).to(device)
-
-    codes = torch.as_tensor(probe.codes, device=device)
-    drawn = prior.sample(noise(), codes, get_sampler(sampler), n_steps, list(scales), noise=noise)
-    real, mean, spread = (
-        ((state - prior.shift) / prior.scale)[:, :-1].cpu().numpy()
-        for state in (torch.as_tensor(probe.real, device=device), prior.mean(codes), drawn)
-    )
-    return energy_distance(real, mean) - energy_distance(real, spread)

@@ -67,6 +67,7 @@ class PerturbationTrainingMixin:
     _decode: Any
     _require: Any
     _latent_data: Any
+    _sampled: Any
     _sampler: Any
     _provenance: Any
     get_var_names: Any

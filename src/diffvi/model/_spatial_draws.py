@@ -19,7 +19,6 @@ from diffvi._random import CellStreams, keyed_seed
 from diffvi.data import TrainingTable
 from diffvi.metrics import log_normalise
 from diffvi.module import Surroundings
-from diffvi.process import get_sampler
 
 from ._spatial_context import Context, Observed
 from ._spatial_training import SpatialTrainingMixin
@@ -68,6 +67,7 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
     _decode: Any
     _draw_cells: Any
     _provenance: Any
+    _sampled: Any
     _sampler: Any
     get_var_names: Any
     moments_: dict[str, np.ndarray] | None
@@ -175,8 +175,8 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         # What is expected of a draw does not depend on that of its neighbours, and independent noise tells it with less error.
         streams = CellStreams(0, range(len(known)))
         sampler, n_steps = self._sampler(None, None)
-        noise, scales = streams.normal(self.module.prior.d), self.vocabulary.scales(1.0)
-        drawn = self._standardised(self._sampled(noise, known, sampler, n_steps, scales, streams).cpu().numpy())
+        state = self._sampled(known, streams, sampler, n_steps, self.vocabulary.scales(1.0))
+        drawn = self._standardised(state.cpu().numpy())
         real, spread = observed.state[rows], observed.spread[rows]
         covariance = np.cov(real.T) + np.diag((spread**2).mean(0))
         matrix = _gaussian_map(np.cov(drawn.T), covariance)
@@ -189,22 +189,7 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
             return state
         prior = self.module.prior
         matrix, shift = (torch.as_tensor(self.moments_[name], device=state.device) for name in ("matrix", "shift"))
-        return ((state - prior.shift) / prior.scale @ matrix.T + shift) * prior.scale + prior.shift
-
-    def _sampled(
-        self, noise: Any, known: np.ndarray, sampler: str, n_steps: int, scales: list[float], streams: CellStreams
-    ) -> torch.Tensor:
-        """States that the prior draws from noise."""
-        prior = self.module.prior
-        device = prior.shift.device
-        return prior.sample(
-            torch.as_tensor(noise, device=device),
-            torch.as_tensor(known, device=device),
-            get_sampler(sampler),
-            n_steps,
-            scales,
-            noise=lambda: streams.normal(prior.d).to(device),
-        )
+        return prior.restore(prior.standardise(state) @ matrix.T + shift)
 
     @torch.inference_mode()
     def _draws(
@@ -222,9 +207,8 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         for sample in range(n_samples):
             streams = CellStreams(keyed_seed(request.seed, sample, "locations"), rows)
             noise = self._start_noise(observed, context, request.seed, sample, streams)
-            state = self._matched(
-                self._sampled(noise, known, request.sampler, request.n_steps, request.scales, streams)
-            )
+            drawn_state = self._sampled(known, streams, request.sampler, request.n_steps, request.scales, start=noise)
+            state = self._matched(drawn_state)
             drawn = self._draw_cells(state, table, streams)
             yield {"X": drawn.pop("counts"), "library_size": state[:, -1].exp().cpu().numpy(), **drawn}
 

@@ -14,7 +14,6 @@ from anndata import AnnData
 from diffvi._exceptions import InvalidInputError
 from diffvi._random import CellStreams, cell_number, keyed_seed
 from diffvi.data import TrainingTable
-from diffvi.process import get_sampler
 
 from ._generation import DEFAULT_STEPS
 from ._notes import without_notes
@@ -56,6 +55,7 @@ class TrajectoryMovesMixin(TrajectoryTrainingMixin):
 
     _latent_data: Any
     _own_cells: Any
+    _sampled: Any
     _sampler: Any
 
     # ---------------------------------------------------------------- arguments
@@ -166,19 +166,11 @@ class TrajectoryMovesMixin(TrajectoryTrainingMixin):
         how: Sampling,
     ) -> np.ndarray:
         """One move between measured times, drawn from the prior; cells whose time does not change stay."""
-        prior = self.module.prior
-        device = prior.shift.device
-        noise = streams.normal(prior.d).to(device)
+        noise = streams.normal(self.module.prior.d)
         if not (begin != end).any():
             return state
-        moved = prior.sample(
-            noise,
-            torch.as_tensor(self._move_codes(state, begin, end, known), device=device),
-            get_sampler(how.sampler),
-            how.n_steps,
-            how.scales,
-            noise=lambda: streams.normal(prior.d).to(device),
-        )
+        codes = self._move_codes(state, begin, end, known)
+        moved = self._sampled(codes, streams, how.sampler, how.n_steps, how.scales, start=noise)
         return np.where((begin != end)[:, None], moved.cpu().numpy(), state)
 
     def _log_growth(self, a: np.ndarray, begin: np.ndarray, b: np.ndarray, end: np.ndarray) -> np.ndarray:
