@@ -108,6 +108,8 @@ def test_calibration_tells_honest_from_narrow_intervals():
     honest = metrics.calibration_curve(truth, rng.normal(size=(200, 2000)))
     narrow = metrics.calibration_curve(truth, 0.3 * rng.normal(size=(200, 2000)))
     np.testing.assert_allclose(honest[:, 1], honest[:, 0], atol=0.04)
+    few = metrics.calibration_curve(rng.normal(size=50_000), rng.normal(size=(19, 50_000)))
+    np.testing.assert_allclose(few[:, 1], few[:, 0], atol=0.01)
     assert (narrow[:, 1] < narrow[:, 0]).all()
     assert metrics.interval_coverage(truth, truth - 1, truth + 1) == 1
 

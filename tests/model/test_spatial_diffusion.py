@@ -1,3 +1,4 @@
+import types
 import warnings
 
 import anndata as ad
@@ -13,6 +14,7 @@ from diffvi.datasets import simulate_tissue
 from diffvi.metrics import energy_distance, feature_correlation, log_normalise, moran_i, variance_ratio
 from diffvi.model import SpatialDiffusion
 from diffvi.model._spatial_draws import _gaussian_map
+from diffvi.module import BaggedTrees
 from tests.conftest import QUIET
 
 SMALL = {"n_hidden": 64, "n_latent": 5, "denoiser_kwargs": {"width": 32, "depth": 2}, "n_neighbors": 8}
@@ -116,6 +118,67 @@ def test_intervals_hold_what_was_measured(mapped, tissue):
     assert 0.83 < inside.mean() < 0.97
     assert (told.layers["sd"] >= 0).all()
     assert (told.layers["lower"] <= told.layers["upper"]).all()
+
+
+def test_few_draws_tell_an_interval_that_holds_as_much_as_it_says(mapped, monkeypatch):
+    rng = np.random.default_rng(0)
+    tables = [{"X": rng.poisson(1000, (2000, 50))} for _ in range(31)]
+    monkeypatch.setattr(mapped, "_expression", lambda mean, frame: mean)
+    monkeypatch.setattr(mapped, "_corrected", lambda context, share: np.zeros((2000, 50)))
+    monkeypatch.setattr(mapped, "mean_", {"share": 0.0, "correction": 0.0})
+    context = types.SimpleNamespace(frame=None)
+    told = mapped._summary(context, None, None, iter(tables[1:]))
+    new = log_normalise(tables[0]["X"])
+    # Between the interpolated quantiles of 30 draws there would be 84 %.
+    assert 0.89 < ((new >= told["lower"]) & (new <= told["upper"])).mean() < 0.91
+
+
+def test_trees_add_what_kriging_leaves(sections, monkeypatch):
+    rng, d = np.random.default_rng(0), int(sections.module.prior.d)
+    observed = sections._own_observed()
+    rows = rng.integers(len(observed.frame), size=4000)
+    kriged = rng.normal(size=(4000, observed.values.shape[1])).astype(np.float32)
+    # Not linear in the first component, and not alike everywhere.
+    bent = kriged + (np.abs(kriged[:, d : d + 1]) + np.sign(observed.scaled[rows, :1])) * (np.arange(20 + d) >= d)
+    context = types.SimpleNamespace(
+        mean=kriged, scaled=observed.scaled[rows], frame=observed.frame[rows], far=np.arange(4000) == 0
+    )
+    monkeypatch.setattr(sections, "correction_", None)
+    np.testing.assert_array_equal(sections._corrected(context, 1.0), kriged)
+    cells = types.SimpleNamespace(values=bent, scaled=context.scaled, frame=context.frame)
+    sections._fit_correction(cells, np.arange(4000), kriged[:, d:])
+    error = [((sections._corrected(context, share) - bent)[1:, d:] ** 2).mean() for share in (0.0, 0.5, 1.0)]
+    assert error[1] < 0.5 * error[0]
+    assert error[2] < 0.1 * error[0]
+    np.testing.assert_array_equal(sections._corrected(context, 1.0)[:, :d], kriged[:, :d])
+    # Where the tissue is far they have nothing to go by.
+    np.testing.assert_array_equal(sections._corrected(context, 1.0)[0], kriged[0])
+
+
+def test_trees_are_saved_and_used(mapped, tissue, tmp_path, monkeypatch):
+    where = tissue.obsm["spatial"][:50]
+    kriged = mapped.generate_at_location(where, return_mean=True).X
+    assert mapped.mean_["correction"] == 0  # The field is Gaussian, and kriging of it is the best there is.
+    monkeypatch.setattr(mapped, "mean_", mapped.mean_ | {"correction": 1.0})
+    whole = mapped.generate_at_location(where, return_mean=True).X
+    assert np.abs(whole - kriged).max() > 0.01
+    mapped.save(tmp_path / "model")
+    loaded = QuickSpatial.load(tmp_path / "model", mapped.adata)
+    np.testing.assert_allclose(loaded.generate_at_location(where, return_mean=True).X, whole, atol=1e-6)
+
+
+def test_trees_that_predict_validation_cells_worse_are_left_out(monkeypatch):
+    fitted = BaggedTrees.fit
+
+    def wrong(x, y):
+        trees = fitted(x, y, n_trees=3)
+        trees.values = trees.values + 5
+        return trees
+
+    monkeypatch.setattr(BaggedTrees, "fit", wrong)
+    model = brief(simulate_tissue(300, 20, seed=0))
+    assert model.mean_["correction"] == 0
+    assert model.correction_ is not None
 
 
 def test_far_away_nothing_is_known_but_what_is_usual(mapped, tissue):
@@ -299,9 +362,9 @@ def test_the_share_of_the_network_is_chosen_without_what_a_location_does_not_kno
     assert np.isnan(codes[:, label]).all()
     np.testing.assert_array_equal(codes[:, section], context.frame)
     # The decoder is told the type of the nearest cell, which is often another than that of the cell itself.
-    types = adata.obs["cell_type"].cat.codes.to_numpy()
-    np.testing.assert_array_equal(told[:, label], types[context.rows[:, 0]])
-    assert (told[:, label] != types[model.validation_indices]).any()
+    labels = adata.obs["cell_type"].cat.codes.to_numpy()
+    np.testing.assert_array_equal(told[:, label], labels[context.rows[:, 0]])
+    assert (told[:, label] != labels[model.validation_indices]).any()
 
 
 def test_a_handful_of_cells():

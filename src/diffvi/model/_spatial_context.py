@@ -13,13 +13,17 @@ from scvi import REGISTRY_KEYS
 from diffvi._random import CellStreams, keyed_seed
 from diffvi.data import LatentData, TrainingTable
 from diffvi.metrics import log_normalise
-from diffvi.module import Frames, LocalKriging, RandomField, Surroundings
+from diffvi.module import BaggedTrees, Frames, LocalKriging, RandomField, Surroundings
 
 PLACE, AROUND = "place", "around"
 """Names of the attributes that say where a location is and how well it is surrounded, and which cells are around it."""
 
 KRIGED = (24, 12)
 """Cells around a location that kriging sees, at least: the nearest, and those of each of two coarser levels."""
+N_CORRECTED = 40
+"""The first components, to which trees add what is not linear."""
+N_FEATURES = 24
+"""Those that the trees see."""
 MOST_DISTANT = 50.0
 """Distance between neighbours, in units of the usual one, above which they are all alike to the network."""
 
@@ -107,6 +111,7 @@ class SpatialContextMixin:
     frames_: dict[str, Any] | None
     components_: dict[str, np.ndarray] | None
     kriging_: dict[str, Any] | None
+    correction_: dict[str, np.ndarray] | None
     cells_: dict[str, Any] | None
     n_neighbors: int
     n_dims: int
@@ -255,6 +260,19 @@ class SpatialContextMixin:
         variance = context.sd[:, :d] ** 2
         total = left + np.sqrt(posterior) * streams.normal(d).numpy()
         return (total / np.sqrt(variance + posterior)).astype(np.float32)
+
+    def _features(self, kriged: np.ndarray, scaled: np.ndarray, frame: np.ndarray) -> np.ndarray:
+        """What the trees see of locations: the first components as kriged there, and the place in the frame."""
+        return np.concatenate([kriged[:, :N_FEATURES], self._frames.waves(scaled, frame)[:, : self.n_dims]], 1)
+
+    def _corrected(self, context: Context, share: float) -> np.ndarray:
+        """Kriged values with a share of what trees add to the first components; nothing where the tissue is far."""
+        if not share or self.correction_ is None:
+            return context.mean
+        d, mean = int(self.module.prior.d), context.mean.copy()
+        added = BaggedTrees(**self.correction_)(self._features(mean[:, d:], context.scaled, context.frame))
+        mean[:, d : d + added.shape[1]] += share * added * ~context.far[:, None]
+        return mean
 
     def _expression(self, mean: np.ndarray, frame: np.ndarray) -> np.ndarray:
         """Log-normalised expression of kriged values."""

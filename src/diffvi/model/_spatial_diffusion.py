@@ -109,6 +109,7 @@ class SpatialDiffusion(SpatialResolutionMixin, DenoisingMixin, LatentDiffusionMi
         self.kriging_ = None
         self.cells_ = None
         self.mean_ = None
+        self.correction_ = None
         self.moments_: dict[str, Any] | None = None
         self._add_prior(
             denoiser=denoiser,

@@ -222,7 +222,7 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         """Expected log-normalised expression at locations, and its spread among draws."""
         assert self.mean_ is not None
         share = self.mean_["share"]
-        mean = self._expression(context.mean, context.frame)
+        mean = self._expression(self._corrected(context, self.mean_["correction"]), context.frame)
         if share > 0:
             decoded = self._expected(context, codes, table) + self.mean_["offset"]
             mean = np.where(context.far[:, None], mean, (1 - share) * mean + share * decoded)
@@ -230,7 +230,8 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         if draws is not None:
             values = np.stack([log_normalise(draw["X"]).astype(np.float32) for draw in draws])
             parts["sd"] = values.std(0)
-            parts["lower"], parts["upper"] = np.quantile(values, INTERVAL, axis=0).astype(np.float32)
+            # By ranks over the number of draws and one: then a new cell falls below as often as the level says.
+            parts["lower"], parts["upper"] = np.quantile(values, INTERVAL, axis=0, method="weibull").astype(np.float32)
         return parts
 
     @torch.inference_mode()

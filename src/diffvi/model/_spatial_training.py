@@ -9,9 +9,9 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from diffvi.data import LatentData, TrainingTable
-from diffvi.module import Frames, LocalKriging, Surroundings, repeatable_share
+from diffvi.module import BaggedTrees, Frames, LocalKriging, Surroundings, repeatable_share
 
-from ._spatial_context import Observed, SpatialContextMixin
+from ._spatial_context import N_CORRECTED, Observed, SpatialContextMixin
 from ._spatial_setup import check_counts, coordinates_of
 
 N_COMPONENTS = 200
@@ -31,6 +31,10 @@ MASKS = (6, 30)
 GENERATION_SHARE = 0.25
 """Cells without surroundings, over those with, among the examples."""
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+CORRECTIONS = (0.0, 0.5, 1.0)
+"""Shares of what trees add to the kriged components."""
+MAX_CORRECTED = 15_000
+"""Examples that the trees are fitted on, at most."""
 
 
 class SpatialTrainingMixin(SpatialContextMixin):
@@ -42,6 +46,7 @@ class SpatialTrainingMixin(SpatialContextMixin):
     adata: Any
     vocabulary: Any
     mean_: dict[str, Any] | None
+    correction_: dict[str, np.ndarray] | None
     moments_: dict[str, np.ndarray] | None
     _expected: Any
     _match_moments: Any
@@ -90,7 +95,9 @@ class SpatialTrainingMixin(SpatialContextMixin):
         self.kriging_ = vars(kriging)
 
         look = self._look(scaled, frame, training)
-        codes = [self._codes_around(observed, *pair, latents.codes) for pair in [*around, (look, validation)]]
+        told = [self._told_around(observed, *pair, latents.codes) for pair in [*around, (look, validation)]]
+        codes = [part for part, _ in told]
+        kriged = np.concatenate([part for _, part in told[:-1]])
         repeats = max(1, round(GENERATION_SHARE * len(seen) / max(len(split[0]), 1)))
         alone = np.concatenate([np.tile(split[0], repeats), split[2]])
         more = codes[0].shape[1] - latents.codes.shape[1]
@@ -103,20 +110,26 @@ class SpatialTrainingMixin(SpatialContextMixin):
 
         kept = np.sort(np.concatenate([training, validation]))
         self.cells_ = observed.subset(kept).to_dict()
-        self._left_to_fit = observed, look, training, validation
+        self._left_to_fit = observed, look, training, validation, seen, kriged
         # Until then, and where training is cut off: as drawn, as kriged.
-        self.moments_, self.mean_ = None, {"share": 0.0, "offset": np.zeros(adata.n_vars, np.float32)}
+        self.moments_, self.correction_ = None, None
+        self.mean_ = {"share": 0.0, "correction": 0.0, "offset": np.zeros(adata.n_vars, np.float32)}
         examples = LatentData(latents.mean[cells], latents.scale[cells], whole)
         return examples, np.split(np.arange(ends[-1]), ends[:-1])
 
-    def _codes_around(self, observed: Observed, look: Surroundings, cells: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """Codes of cells with what is known of their places."""
+    def _told_around(
+        self, observed: Observed, look: Surroundings, cells: np.ndarray, codes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of cells with what is known of their places, and the first components as kriged there."""
+        d, n_kriged = int(self.module.prior.d), observed.values.shape[1]
         parts = [np.empty((0, self.module.prior.origin.stop), np.float32)]
+        kriged = [np.empty((0, min(N_CORRECTED, n_kriged - d)), np.float32)]
         for first in range(0, len(cells), 5000):
             rows = cells[first : first + 5000]
             context = self._context(observed, look, observed.scaled[rows], observed.frame[rows], rows)
             parts.append(np.concatenate([codes[rows], context.codes], 1))
-        return np.concatenate(parts)
+            kriged.append(context.mean[:, d : d + N_CORRECTED])
+        return np.concatenate(parts), np.concatenate(kriged)
 
     def _masked(
         self, scaled: np.ndarray, frame: np.ndarray, training: np.ndarray, rng: np.random.Generator
@@ -176,24 +189,39 @@ class SpatialTrainingMixin(SpatialContextMixin):
         return micro.clip(0, 1)
 
     def _finish_diffusion(self) -> None:
-        """Put draws right, and choose how much of the expected expression is the network's, on validation cells; the rest is that of kriging."""
-        observed, look, training, rows = self._left_to_fit
+        """Put draws right, and choose on validation cells what trees and the network have in the expected expression; the rest is that of kriging."""
+        observed, look, training, rows, seen, kriged = self._left_to_fit
         del self._left_to_fit
         self._match_moments(observed, look, training)
         if len(rows) < MIN_VALIDATED:
             return
+        self._fit_correction(observed, seen, kriged)
         context = self._context(observed, look, observed.scaled[rows], observed.frame[rows], rows)
-        kriged = self._expression(context.mean, context.frame)
         # As at a location: nothing is known of the cell but where it is.
         codes = self._asked(None, context.frame)
         decoded = self._expected(context, codes, self._told(observed, context, codes))
         real = self._log_expression(self.adata, rows)
-        offset = (kriged - decoded).mean(0)
         spread = np.maximum(real.var(0), 1e-6)
-        error = [
-            float((((1 - share) * kriged + share * (decoded + offset) - real) ** 2 / spread).mean()) for share in SHARES
-        ]
-        self.mean_ = {"share": SHARES[int(np.argmin(error))], "offset": offset.astype(np.float32)}
+        best = np.inf
+        for correction in CORRECTIONS:
+            smooth = self._expression(self._corrected(context, correction), context.frame)
+            offset = (smooth - decoded).mean(0)
+            for share in SHARES:
+                error = float((((1 - share) * smooth + share * (decoded + offset) - real) ** 2 / spread).mean())
+                if error < best:
+                    best = error
+                    self.mean_ = {"share": share, "correction": correction, "offset": offset.astype(np.float32)}
+
+    def _fit_correction(self, observed: Observed, seen: np.ndarray, kriged: np.ndarray) -> None:
+        """What kriging, which is linear, leaves of the first components of hidden cells, told by trees from those components and the place."""
+        rows = np.random.default_rng(0).permutation(len(seen))[:MAX_CORRECTED]
+        seen, kriged = seen[rows], kriged[rows]
+        d = int(self.module.prior.d)
+        weight = np.sqrt(self._importance[d : d + kriged.shape[1]]).astype(np.float32)
+        left = observed.values[seen, d : d + kriged.shape[1]] - kriged
+        trees = BaggedTrees.fit(self._features(kriged, observed.scaled[seen], observed.frame[seen]), left * weight)
+        trees.values = trees.values / np.maximum(weight, 1e-6)
+        self.correction_ = vars(trees)
 
 
 MIN_VALIDATED = 20

@@ -9,10 +9,12 @@ from ._prior import ORIGIN, LatentPrior
 from ._repeatability import repeatable_share
 from ._responses import Responses
 from ._surroundings import Frames, Surroundings
+from ._trees import BaggedTrees
 from ._vae import CountNegativeBinomial, CountVAE
 
 __all__ = [
     "ORIGIN",
+    "BaggedTrees",
     "CountNegativeBinomial",
     "CountVAE",
     "EffectProcess",
