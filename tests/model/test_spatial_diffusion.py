@@ -124,8 +124,8 @@ def test_few_draws_tell_an_interval_that_holds_as_much_as_it_says(mapped, monkey
     rng = np.random.default_rng(0)
     tables = [{"X": rng.poisson(1000, (2000, 50))} for _ in range(31)]
     monkeypatch.setattr(mapped, "_expression", lambda mean, frame: mean)
-    monkeypatch.setattr(mapped, "_corrected", lambda context, share: np.zeros((2000, 50)))
-    monkeypatch.setattr(mapped, "mean_", {"share": 0.0, "correction": 0.0})
+    monkeypatch.setattr(mapped, "_corrected", lambda context: np.zeros((2000, 50)))
+    monkeypatch.setattr(mapped, "mean_", {"share": 0.0})
     context = types.SimpleNamespace(frame=None)
     told = mapped._summary(context, None, None, iter(tables[1:]))
     new = log_normalise(tables[0]["X"])
@@ -135,49 +135,111 @@ def test_few_draws_tell_an_interval_that_holds_as_much_as_it_says(mapped, monkey
 
 def test_trees_add_what_kriging_leaves(sections, monkeypatch):
     rng, d = np.random.default_rng(0), int(sections.module.prior.d)
-    observed = sections._own_observed()
-    rows = rng.integers(len(observed.frame), size=4000)
+    observed, known = sections._own_observed(), np.exp(sections._kriging.log_amplitudes).sum(1)
+    rows, kinds = rng.integers(len(observed.frame), size=4000), sections._kriging.kinds
     kriged = rng.normal(size=(4000, observed.values.shape[1])).astype(np.float32)
     # Not linear in the first component, and not alike everywhere.
     bent = kriged + (np.abs(kriged[:, d : d + 1]) + np.sign(observed.scaled[rows, :1])) * (np.arange(20 + d) >= d)
-    context = types.SimpleNamespace(
-        mean=kriged, scaled=observed.scaled[rows], frame=observed.frame[rows], far=np.arange(4000) == 0
-    )
-    monkeypatch.setattr(sections, "correction_", None)
-    np.testing.assert_array_equal(sections._corrected(context, 1.0), kriged)
+    whole = known + np.exp(sections._kriging.log_nuggets)
+    left = np.sqrt(np.tile((whole - 0.5 * known)[kinds], (4000, 1)))
+    left[0] = np.sqrt(whole)[kinds]
+    context = types.SimpleNamespace(mean=kriged, sd=left, scaled=observed.scaled[rows], frame=observed.frame[rows])
+    for name in ("correction_", "mean_"):
+        monkeypatch.setattr(sections, name, None)
     cells = types.SimpleNamespace(values=bent, scaled=context.scaled, frame=context.frame)
-    sections._fit_correction(cells, np.arange(4000), kriged[:, d:])
-    error = [((sections._corrected(context, share) - bent)[1:, d:] ** 2).mean() for share in (0.0, 0.5, 1.0)]
+    least = sections._fit_correction(cells, np.arange(4000), kriged[:, d:], sections._explained(context))
+    np.testing.assert_allclose(least, 0.5 * (known / whole)[kinds[d:]].mean(), rtol=1e-4)
+
+    def corrected(share):
+        sections.mean_ = {"correction": share, "explained": least}
+        return sections._corrected(context)
+
+    error = [((corrected(share) - bent)[1:, d:] ** 2).mean() for share in (0.0, 0.5, 1.0)]
     assert error[1] < 0.5 * error[0]
     assert error[2] < 0.1 * error[0]
-    np.testing.assert_array_equal(sections._corrected(context, 1.0)[:, :d], kriged[:, :d])
-    # Where the tissue is far they have nothing to go by.
-    np.testing.assert_array_equal(sections._corrected(context, 1.0)[0], kriged[0])
+    np.testing.assert_array_equal(corrected(1.0)[:, :d], kriged[:, :d])
+    # Where nothing is known they have nothing to go by.
+    np.testing.assert_allclose(corrected(1.0)[0], kriged[0], atol=1e-5)
+    # A model of before had none.
+    sections.mean_ = {"share": 0.0}
+    np.testing.assert_array_equal(sections._corrected(context), kriged)
 
 
-def test_trees_are_saved_and_used(mapped, tissue, tmp_path, monkeypatch):
+@pytest.fixture(scope="session")
+def corrected(tissue):
+    """As ``mapped`` but trained briefly, with all of what its trees add."""
+    kept = SpatialDiffusion._fit_correction
+    model = brief(tissue[~tissue.obs["hidden"]].copy(), {"labels_key": "cell_type"})
+    observed = model._own_observed()
+    cells = np.arange(len(observed.frame))
+    _, kriged, explained = model._told_around(
+        observed, model._look_at(observed), cells, model._asked(None, observed.frame)
+    )
+    least = kept(model, observed, cells, kriged, explained)
+    model.mean_ = model.mean_ | {"share": 0.0, "correction": 1.0, "explained": least}
+    return model
+
+
+def test_trees_are_saved_and_used(corrected, tissue, tmp_path, monkeypatch):
     where = tissue.obsm["spatial"][:50]
-    kriged = mapped.generate_at_location(where, return_mean=True).X
-    assert mapped.mean_["correction"] == 0  # The field is Gaussian, and kriging of it is the best there is.
-    monkeypatch.setattr(mapped, "mean_", mapped.mean_ | {"correction": 1.0})
-    whole = mapped.generate_at_location(where, return_mean=True).X
-    assert np.abs(whole - kriged).max() > 0.01
-    mapped.save(tmp_path / "model")
-    loaded = QuickSpatial.load(tmp_path / "model", mapped.adata)
+    whole = corrected.generate_at_location(where, return_mean=True).X
+    corrected.save(tmp_path / "model")
+    loaded = BriefSpatial.load(tmp_path / "model", corrected.adata)
     np.testing.assert_allclose(loaded.generate_at_location(where, return_mean=True).X, whole, atol=1e-6)
+    few = corrected.generate_at_location(where, return_mean=True, batch_size=7).X
+    np.testing.assert_allclose(few, whole, atol=1e-5)
+    monkeypatch.setattr(corrected, "mean_", corrected.mean_ | {"correction": 0.0})
+    assert np.abs(corrected.generate_at_location(where, return_mean=True).X - whole).max() > 0.01
+
+
+def test_what_trees_add_fades_away_from_the_tissue(corrected, monkeypatch):
+    middle, reach = corrected._own_observed().scaled.mean(0), corrected._frames.reach[0]
+    where = (middle + np.array([0, 2, 6, 15])[:, None] * reach) * corrected._frames.unit[0] + corrected._frames.centre[
+        0
+    ]
+    whole = corrected.generate_at_location(where, return_mean=True).X
+    monkeypatch.setattr(corrected, "mean_", corrected.mean_ | {"correction": 0.0})
+    added = np.abs(corrected.generate_at_location(where, return_mean=True).X - whole).max(1)
+    assert added[0] > 0.01
+    assert added[3] < 0.2 * added[:2].max()
 
 
 def test_trees_that_predict_validation_cells_worse_are_left_out(monkeypatch):
     fitted = BaggedTrees.fit
 
-    def wrong(x, y):
-        trees = fitted(x, y, n_trees=3)
+    def wrong(x, y, groups):
+        trees = fitted(x, y, groups, n_trees=3)
         trees.values = trees.values + 5
         return trees
 
     monkeypatch.setattr(BaggedTrees, "fit", wrong)
     model = brief(simulate_tissue(300, 20, seed=0))
     assert model.mean_["correction"] == 0
+    assert model.correction_ is None
+
+
+def test_trees_that_predict_validation_cells_better_are_used(monkeypatch):
+    class Perfect(BriefSpatial):
+        def _fit_correction(self, observed, *examples):
+            super()._fit_correction(observed, *examples)
+            return 1e-6
+
+        def _corrected(self, context):
+            share, d = self.mean_["correction"], int(self.module.prior.d)
+            mean, rows = context.mean.copy(), self._left[1]
+            if share and len(rows) == len(mean):
+                mean[:, d:] += share * (self._left[0].values[rows] - mean)[:, d:]
+            return mean
+
+        def _finish_diffusion(self):
+            self._left = self._left_to_fit[0], self._left_to_fit[3]
+            super()._finish_diffusion()
+
+    adata = simulate_tissue(300, 20, seed=0)
+    Perfect.setup_anndata(adata)
+    model = Perfect(adata, n_hidden=16, n_latent=4, n_neighbors=5)
+    model.train(max_epochs=1, max_epochs_diffusion=1, **FAST)
+    assert model.mean_["correction"] == 1
     assert model.correction_ is not None
 
 

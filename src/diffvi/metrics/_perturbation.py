@@ -276,7 +276,7 @@ def calibration_curve(truth: np.ndarray, samples: np.ndarray, levels: np.ndarray
     truth
         True values, any shape.
     samples
-        Draws of the prediction, ``(n_samples, *truth.shape)``.
+        Draws of the prediction, ``(n_samples, *truth.shape)``; at least 19 for a level of 0.9, as one of ``n`` draws in ``n + 1`` is above the greatest.
     levels
         Nominal levels; ``None`` for 0.1, 0.2, ..., 0.9.
 

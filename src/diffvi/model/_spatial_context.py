@@ -111,6 +111,7 @@ class SpatialContextMixin:
     frames_: dict[str, Any] | None
     components_: dict[str, np.ndarray] | None
     kriging_: dict[str, Any] | None
+    mean_: dict[str, Any] | None
     correction_: dict[str, np.ndarray] | None
     cells_: dict[str, Any] | None
     n_neighbors: int
@@ -265,13 +266,24 @@ class SpatialContextMixin:
         """What the trees see of locations: the first components as kriged there, and the place in the frame."""
         return np.concatenate([kriged[:, :N_FEATURES], self._frames.waves(scaled, frame)[:, : self.n_dims]], 1)
 
-    def _corrected(self, context: Context, share: float) -> np.ndarray:
-        """Kriged values with a share of what trees add to the first components; nothing where the tissue is far."""
+    def _explained(self, context: Context) -> np.ndarray:
+        """Share of the variance of the first components that kriging explains at locations, ``(n,)``."""
+        kriging, d = self._kriging, int(self.module.prior.d)
+        whole = np.exp(kriging.log_amplitudes).sum(1) + np.exp(kriging.log_nuggets)
+        first = slice(d, d + N_CORRECTED)
+        left = context.sd[:, first] ** 2 / whole[kriging.kinds[first]]
+        return np.asarray(1 - left.sum(1) / max(left.shape[1], 1))
+
+    def _corrected(self, context: Context) -> np.ndarray:
+        """Kriged values with what trees add to the first components, which fades where kriging explains less than where they were fitted."""
+        assert self.mean_ is not None
+        share = self.mean_.get("correction", 0.0)
         if not share or self.correction_ is None:
             return context.mean
         d, mean = int(self.module.prior.d), context.mean.copy()
+        known = np.clip(self._explained(context) / max(self.mean_["explained"], 1e-6), 0, 1)
         added = BaggedTrees(**self.correction_)(self._features(mean[:, d:], context.scaled, context.frame))
-        mean[:, d : d + added.shape[1]] += share * added * ~context.far[:, None]
+        mean[:, d : d + added.shape[1]] += share * known[:, None] * added
         return mean
 
     def _expression(self, mean: np.ndarray, frame: np.ndarray) -> np.ndarray:

@@ -222,7 +222,7 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         """Expected log-normalised expression at locations, and its spread among draws."""
         assert self.mean_ is not None
         share = self.mean_["share"]
-        mean = self._expression(self._corrected(context, self.mean_["correction"]), context.frame)
+        mean = self._expression(self._corrected(context), context.frame)
         if share > 0:
             decoded = self._expected(context, codes, table) + self.mean_["offset"]
             mean = np.where(context.far[:, None], mean, (1 - share) * mean + share * decoded)

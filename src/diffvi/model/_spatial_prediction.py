@@ -72,7 +72,8 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
         (further from the tissue than its own size times ten, where nothing is known).
 
         With ``return_mean`` a row for each location: ``X`` (expected log-normalised expression, ``log(1 + 10,000 x share of the counts)``) and, from 10 samples on,
-        ``layers["sd"]``, ``layers["lower"]`` and ``layers["upper"]`` (standard deviation and 5 and 95 % quantiles of that of new cells).
+        ``layers["sd"]``, ``layers["lower"]`` and ``layers["upper"]`` (standard deviation and 5 and 95 % quantiles of that of new cells; with fewer than 19 samples
+        these are the least and the greatest).
 
         Raises
         ------
@@ -169,6 +170,8 @@ class SpatialPredictionMixin(SpatialDrawsMixin):
         show_progress: bool = False,
     ) -> AnnData | None:
         """Fill in a region from the cells around it; what was measured in the region is not looked at.
+
+        A model that was trained on cells of the region has learned from them, though. To judge what is filled in, train without them.
 
         Parameters
         ----------

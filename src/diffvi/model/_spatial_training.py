@@ -33,6 +33,8 @@ GENERATION_SHARE = 0.25
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 CORRECTIONS = (0.0, 0.5, 1.0)
 """Shares of what trees add to the kriged components."""
+LEAST_KNOWN = 0.05
+"""Quantile of the variance explained at the examples, below which what the trees add fades."""
 MAX_CORRECTED = 15_000
 """Examples that the trees are fitted on, at most."""
 
@@ -45,8 +47,6 @@ class SpatialTrainingMixin(SpatialContextMixin):
 
     adata: Any
     vocabulary: Any
-    mean_: dict[str, Any] | None
-    correction_: dict[str, np.ndarray] | None
     moments_: dict[str, np.ndarray] | None
     _expected: Any
     _match_moments: Any
@@ -69,6 +69,9 @@ class SpatialTrainingMixin(SpatialContextMixin):
         rng, adata = np.random.default_rng(0), self._require_data()
         n = adata.n_obs
         training, validation = split[0][split[0] < n], split[1]
+        # Until they are fitted, and where training is cut off: as drawn, as kriged.
+        self.moments_, self.correction_ = None, None
+        self.mean_ = {"share": 0.0, "correction": 0.0, "offset": np.zeros(adata.n_vars, np.float32)}
         coordinates = coordinates_of(adata, self.spatial_key, self.n_dims)
         frame = self._frame_of(latents.codes[:n])
         key = self.section_key
@@ -96,8 +99,8 @@ class SpatialTrainingMixin(SpatialContextMixin):
 
         look = self._look(scaled, frame, training)
         told = [self._told_around(observed, *pair, latents.codes) for pair in [*around, (look, validation)]]
-        codes = [part for part, _ in told]
-        kriged = np.concatenate([part for _, part in told[:-1]])
+        codes = [part for part, *_ in told]
+        kriged, explained = (np.concatenate([part[i] for part in told[:-1]]) for i in (1, 2))
         repeats = max(1, round(GENERATION_SHARE * len(seen) / max(len(split[0]), 1)))
         alone = np.concatenate([np.tile(split[0], repeats), split[2]])
         more = codes[0].shape[1] - latents.codes.shape[1]
@@ -110,26 +113,24 @@ class SpatialTrainingMixin(SpatialContextMixin):
 
         kept = np.sort(np.concatenate([training, validation]))
         self.cells_ = observed.subset(kept).to_dict()
-        self._left_to_fit = observed, look, training, validation, seen, kriged
-        # Until then, and where training is cut off: as drawn, as kriged.
-        self.moments_, self.correction_ = None, None
-        self.mean_ = {"share": 0.0, "correction": 0.0, "offset": np.zeros(adata.n_vars, np.float32)}
+        self._left_to_fit = observed, look, training, validation, seen, kriged, explained
         examples = LatentData(latents.mean[cells], latents.scale[cells], whole)
         return examples, np.split(np.arange(ends[-1]), ends[:-1])
 
     def _told_around(
         self, observed: Observed, look: Surroundings, cells: np.ndarray, codes: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Codes of cells with what is known of their places, and the first components as kriged there."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Codes of cells with what is known of their places, the first components as kriged there, and how much kriging explains."""
         d, n_kriged = int(self.module.prior.d), observed.values.shape[1]
         parts = [np.empty((0, self.module.prior.origin.stop), np.float32)]
-        kriged = [np.empty((0, min(N_CORRECTED, n_kriged - d)), np.float32)]
+        kriged, explained = [np.empty((0, min(N_CORRECTED, n_kriged - d)), np.float32)], [np.empty(0)]
         for first in range(0, len(cells), 5000):
             rows = cells[first : first + 5000]
             context = self._context(observed, look, observed.scaled[rows], observed.frame[rows], rows)
             parts.append(np.concatenate([codes[rows], context.codes], 1))
-            kriged.append(context.mean[:, d : d + N_CORRECTED])
-        return np.concatenate(parts), np.concatenate(kriged)
+            kriged.append(context.mean[:, d : d + N_CORRECTED].copy())
+            explained.append(self._explained(context))
+        return np.concatenate(parts), np.concatenate(kriged), np.concatenate(explained)
 
     def _masked(
         self, scaled: np.ndarray, frame: np.ndarray, training: np.ndarray, rng: np.random.Generator
@@ -190,38 +191,45 @@ class SpatialTrainingMixin(SpatialContextMixin):
 
     def _finish_diffusion(self) -> None:
         """Put draws right, and choose on validation cells what trees and the network have in the expected expression; the rest is that of kriging."""
-        observed, look, training, rows, seen, kriged = self._left_to_fit
+        observed, look, training, rows, *examples = self._left_to_fit
         del self._left_to_fit
         self._match_moments(observed, look, training)
         if len(rows) < MIN_VALIDATED:
             return
-        self._fit_correction(observed, seen, kriged)
+        least = self._fit_correction(observed, *examples)
         context = self._context(observed, look, observed.scaled[rows], observed.frame[rows], rows)
         # As at a location: nothing is known of the cell but where it is.
         codes = self._asked(None, context.frame)
         decoded = self._expected(context, codes, self._told(observed, context, codes))
         real = self._log_expression(self.adata, rows)
         spread = np.maximum(real.var(0), 1e-6)
-        best = np.inf
+        found = []
         for correction in CORRECTIONS:
-            smooth = self._expression(self._corrected(context, correction), context.frame)
+            self.mean_ = {**(self.mean_ or {}), "correction": correction, "explained": least}
+            smooth = self._expression(self._corrected(context), context.frame)
             offset = (smooth - decoded).mean(0)
             for share in SHARES:
                 error = float((((1 - share) * smooth + share * (decoded + offset) - real) ** 2 / spread).mean())
-                if error < best:
-                    best = error
-                    self.mean_ = {"share": share, "correction": correction, "offset": offset.astype(np.float32)}
+                found.append((error, {**self.mean_, "share": share, "offset": offset.astype(np.float32)}))
+        self.mean_ = min(found, key=lambda pair: pair[0])[1]
+        if not self.mean_["correction"]:
+            self.correction_ = None
 
-    def _fit_correction(self, observed: Observed, seen: np.ndarray, kriged: np.ndarray) -> None:
-        """What kriging, which is linear, leaves of the first components of hidden cells, told by trees from those components and the place."""
+    def _fit_correction(self, observed: Observed, seen: np.ndarray, kriged: np.ndarray, explained: np.ndarray) -> float:
+        """What kriging, which is linear, leaves of the first components of hidden cells, told by trees from those components and the place.
+
+        Returns the share of variance that kriging explained at the least known of the places.
+        """
         rows = np.random.default_rng(0).permutation(len(seen))[:MAX_CORRECTED]
         seen, kriged = seen[rows], kriged[rows]
         d = int(self.module.prior.d)
         weight = np.sqrt(self._importance[d : d + kriged.shape[1]]).astype(np.float32)
         left = observed.values[seen, d : d + kriged.shape[1]] - kriged
-        trees = BaggedTrees.fit(self._features(kriged, observed.scaled[seen], observed.frame[seen]), left * weight)
+        features = self._features(kriged, observed.scaled[seen], observed.frame[seen])
+        trees = BaggedTrees.fit(features, left * weight, seen)
         trees.values = trees.values / np.maximum(weight, 1e-6)
         self.correction_ = vars(trees)
+        return float(np.quantile(explained, LEAST_KNOWN))
 
 
 MIN_VALIDATED = 20

@@ -5,15 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.tree import ExtraTreeRegressor
 
+IN_BAG = 0.63
+"""Share of the groups that a tree sees, as of rows in a bootstrap sample."""
+MAX_GROUPS = 2500
+"""Groups that a tree sees, at most; bounds its size."""
 ROWS = 1000
 """Rows that are predicted at a time: the values that each tree gives them are in memory."""
 
 
 @dataclass
 class BaggedTrees:
-    """Extremely randomised trees on bootstrap samples (Geurts et al. 2006; Breiman 1996), fitted by scikit-learn.
+    """Extremely randomised trees (Geurts et al. 2006), each on a part of the groups (Breiman 1996), fitted by scikit-learn.
+
+    Rows of one group, such as one cell seen in several ways, share their noise: a tree sees one of them, drawn at random, so that what a leaf averages over is
+    independent.
 
     They are kept as arrays, so that what is saved with a model can be read by any version of scikit-learn.
 
@@ -33,7 +40,8 @@ class BaggedTrees:
     >>> import numpy as np
     >>> from diffvi.module import BaggedTrees
     >>> x = np.random.default_rng(0).uniform(-1, 1, (2000, 2))
-    >>> trees = BaggedTrees.fit(x, np.stack([x[:, 0] ** 2, np.sign(x[:, 1])], 1), n_trees=20)
+    >>> y = np.stack([x[:, 0] ** 2, np.sign(x[:, 1])], 1)
+    >>> trees = BaggedTrees.fit(x, y, np.arange(2000), n_trees=20)
     >>> predicted = trees(np.array([[0.0, 0.9], [0.9, -0.9]]))
     >>> bool(np.abs(predicted - [[0.0, 1.0], [0.81, -1.0]]).max() < 0.2)
     True
@@ -47,7 +55,13 @@ class BaggedTrees:
 
     @classmethod
     def fit(
-        cls, x: np.ndarray, y: np.ndarray, n_trees: int = 100, min_samples_leaf: int = 20, seed: int = 0
+        cls,
+        x: np.ndarray,
+        y: np.ndarray,
+        groups: np.ndarray,
+        n_trees: int = 200,
+        min_samples_leaf: int = 8,
+        seed: int = 0,
     ) -> BaggedTrees:
         """Fit the trees, each of which may ask for any column.
 
@@ -55,17 +69,29 @@ class BaggedTrees:
         ----------
         x, y
             Features ``(n, n_features)`` and what is predicted, ``(n, n_outputs)``.
+        groups
+            Number of the group of each row, ``(n,)``.
         n_trees, min_samples_leaf
-            How many trees, and rows that a leaf holds at least.
+            How many trees, and groups that a leaf holds at least.
         seed
-            Seed of the bootstrap samples and of the splits.
+            Seed of what each tree sees and of its splits.
 
         Returns
         -------
         The fitted trees, with which :meth:`__call__` predicts.
         """
-        forest = ExtraTreesRegressor(n_trees, min_samples_leaf=min_samples_leaf, bootstrap=True, random_state=seed)
-        trees = [fitted.tree_ for fitted in forest.fit(x, y).estimators_]
+        rng = np.random.default_rng(seed)
+        names, group = np.unique(groups, return_inverse=True)
+        seen, one = min(MAX_GROUPS, max(1, round(IN_BAG * len(names)))), np.empty(len(names), dtype=int)
+        trees = []
+        for _ in range(n_trees):
+            order = rng.permutation(len(x))
+            one[group[order]] = order
+            rows = one[rng.permutation(len(names))[:seen]]
+            tree = ExtraTreeRegressor(
+                max_features=None, min_samples_leaf=min_samples_leaf, random_state=int(rng.integers(2**31))
+            )
+            trees.append(tree.fit(x[rows], y[rows]).tree_)
         sizes = [tree.node_count for tree in trees]
         roots = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         feature = np.concatenate([tree.feature for tree in trees])
