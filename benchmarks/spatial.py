@@ -100,8 +100,8 @@ def sampled(real: np.ndarray, samples: list[np.ndarray], where: np.ndarray, sect
 def split_coverage(real: np.ndarray, many: ad.AnnData, n_samples: int, seed: int = 0) -> float:
     """Coverage of the 90 % interval of draws (those of one location together) where values that are equal are put in random order.
 
-    An interval of counts that holds 0 holds all zeros, and covers more than it says however well it is calibrated; so many as
-    are ranked inside of it are nine tenths of a calibrated prediction.
+    A closed interval of counts that holds one zero holds all, and covers more than it says however well it is calibrated. This one
+    covers nine tenths where truth and draws come from one distribution.
     """
     rng, below = np.random.default_rng(seed), np.empty(real.shape)
     for first in range(0, len(real), 100):

@@ -168,14 +168,13 @@ def test_trees_add_what_kriging_leaves(sections, monkeypatch):
 @pytest.fixture(scope="session")
 def corrected(tissue):
     """As ``mapped`` but trained briefly, with all of what its trees add."""
-    kept = SpatialDiffusion._fit_correction
     model = brief(tissue[~tissue.obs["hidden"]].copy(), {"labels_key": "cell_type"})
     observed = model._own_observed()
     cells = np.arange(len(observed.frame))
     _, kriged, explained = model._told_around(
         observed, model._look_at(observed), cells, model._asked(None, observed.frame)
     )
-    least = kept(model, observed, cells, kriged, explained)
+    least = model._fit_correction(observed, cells, kriged, explained)
     model.mean_ = model.mean_ | {"share": 0.0, "correction": 1.0, "explained": least}
     return model
 
@@ -193,10 +192,8 @@ def test_trees_are_saved_and_used(corrected, tissue, tmp_path, monkeypatch):
 
 
 def test_what_trees_add_fades_away_from_the_tissue(corrected, monkeypatch):
-    middle, reach = corrected._own_observed().scaled.mean(0), corrected._frames.reach[0]
-    where = (middle + np.array([0, 2, 6, 15])[:, None] * reach) * corrected._frames.unit[0] + corrected._frames.centre[
-        0
-    ]
+    places = corrected.adata.obsm["spatial"]
+    where = places.mean(0) + np.array([0, 2, 6, 15])[:, None] * places.std(0)
     whole = corrected.generate_at_location(where, return_mean=True).X
     monkeypatch.setattr(corrected, "mean_", corrected.mean_ | {"correction": 0.0})
     added = np.abs(corrected.generate_at_location(where, return_mean=True).X - whole).max(1)
