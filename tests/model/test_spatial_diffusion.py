@@ -140,15 +140,15 @@ def test_trees_add_what_kriging_leaves(sections, monkeypatch):
     kriged = rng.normal(size=(4000, observed.values.shape[1])).astype(np.float32)
     # Not linear in the first component, and not alike everywhere.
     bent = kriged + (np.abs(kriged[:, d : d + 1]) + np.sign(observed.scaled[rows, :1])) * (np.arange(20 + d) >= d)
-    whole = known + np.exp(sections._kriging.log_nuggets)
-    left = np.sqrt(np.tile((whole - 0.5 * known)[kinds], (4000, 1)))
-    left[0] = np.sqrt(whole)[kinds]
+    whole = sections._kriging.variance
+    left = np.sqrt(np.tile(whole - 0.5 * known[kinds], (4000, 1)))
+    left[0] = np.sqrt(whole)
     context = types.SimpleNamespace(mean=kriged, sd=left, scaled=observed.scaled[rows], frame=observed.frame[rows])
     for name in ("correction_", "mean_"):
         monkeypatch.setattr(sections, name, None)
     cells = types.SimpleNamespace(values=bent, scaled=context.scaled, frame=context.frame)
     least = sections._fit_correction(cells, np.arange(4000), kriged[:, d:], sections._explained(context))
-    np.testing.assert_allclose(least, 0.5 * (known / whole)[kinds[d:]].mean(), rtol=1e-4)
+    np.testing.assert_allclose(least, 0.5 * (known[kinds] / whole)[d:].mean(), rtol=1e-4)
 
     def corrected(share):
         sections.mean_ = {"correction": share, "explained": least}

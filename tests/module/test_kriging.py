@@ -30,12 +30,15 @@ def kriging(ranges=(2.0,), amplitude=0.8, nugget=0.2, n_features=1, metric=None,
 def test_weights_are_those_of_simple_kriging(smoothness):
     rng = np.random.default_rng(0)
     x, near = rng.uniform(size=(1, 2)) * 4, rng.uniform(size=(1, 6, 2)) * 4
-    weights, variance = kriging(smoothness=smoothness)(x, near, np.ones((1, 6), bool))
+    model = kriging(smoothness=smoothness)
+    weights, variance = model(x, near, np.ones((1, 6), bool))
     covariance = 0.8 * matern(cdist(near[0], near[0]) / 2, smoothness) + 0.2 * np.eye(6)
     towards = 0.8 * matern(cdist(near[0], x)[:, 0] / 2, smoothness)
     expected = np.linalg.solve(covariance, towards)
     np.testing.assert_allclose(weights[0, 0], expected, atol=1e-4)
     assert variance[0, 0] == pytest.approx(1 - expected @ towards, abs=1e-3)
+    # Without neighbours nothing is known.
+    np.testing.assert_allclose(model(x, near, np.zeros((1, 6), bool))[1][0], model.variance, rtol=1e-5)
 
 
 def test_a_location_shares_with_its_spot_what_is_no_noise():

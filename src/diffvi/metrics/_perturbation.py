@@ -8,6 +8,8 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import r2_score
 
+from ._resampling import quantiles_of_draws
+
 
 def pearson_delta(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray) -> float:
     """Pearson correlation over genes of predicted and real change of the mean, in [-1, 1]; 1 is best.
@@ -297,8 +299,7 @@ def calibration_curve(truth: np.ndarray, samples: np.ndarray, levels: np.ndarray
     [[0.5, 0.3], [0.9, 0.6]]
     """
     levels = np.linspace(0.1, 0.9, 9) if levels is None else np.asarray(levels, float)
-    # By ranks over the number of draws and one: with others, few draws of a calibrated prediction would cover too little.
-    low, high = (np.quantile(samples, 0.5 + side * levels / 2, axis=0, method="weibull") for side in (-1, 1))
+    low, high = (quantiles_of_draws(samples, 0.5 + side * levels / 2) for side in (-1, 1))
     return np.array([[q, interval_coverage(truth, a, b)] for q, a, b in zip(levels, low, high, strict=True)])
 
 

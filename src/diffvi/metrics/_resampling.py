@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,6 +8,14 @@ import pandas as pd
 from diffvi._exceptions import whole_number
 
 Scores = dict[str, float]
+
+
+def quantiles_of_draws(draws: np.ndarray, levels: Sequence[float] | np.ndarray, axis: int = 0) -> np.ndarray:
+    """Quantiles over draws, of which a new value is below as often as the level says, however few draws there are.
+
+    By ranks over the number of draws and one: interpolated between the least and the greatest, those of few draws lie too near to each other.
+    """
+    return np.asarray(np.quantile(draws, levels, axis=axis, method="weibull"))
 
 
 def half_sample_intervals(

@@ -268,10 +268,9 @@ class SpatialContextMixin:
 
     def _explained(self, context: Context) -> np.ndarray:
         """Share of the variance of the first components that kriging explains at locations, ``(n,)``."""
-        kriging, d = self._kriging, int(self.module.prior.d)
-        whole = np.exp(kriging.log_amplitudes).sum(1) + np.exp(kriging.log_nuggets)
+        d = int(self.module.prior.d)
         first = slice(d, d + N_CORRECTED)
-        left = context.sd[:, first] ** 2 / whole[kriging.kinds[first]]
+        left = context.sd[:, first] ** 2 / self._kriging.variance[first]
         return np.asarray(1 - left.sum(1) / max(left.shape[1], 1))
 
     def _corrected(self, context: Context) -> np.ndarray:

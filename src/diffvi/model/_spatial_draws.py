@@ -18,6 +18,7 @@ from diffvi._exceptions import seed_or_random
 from diffvi._random import CellStreams, keyed_seed
 from diffvi.data import TrainingTable
 from diffvi.metrics import log_normalise
+from diffvi.metrics._resampling import quantiles_of_draws
 from diffvi.module import Surroundings
 
 from ._spatial_context import Context, Observed
@@ -230,8 +231,7 @@ class SpatialDrawsMixin(SpatialTrainingMixin):
         if draws is not None:
             values = np.stack([log_normalise(draw["X"]).astype(np.float32) for draw in draws])
             parts["sd"] = values.std(0)
-            # By ranks over the number of draws and one: then a new cell falls below as often as the level says.
-            parts["lower"], parts["upper"] = np.quantile(values, INTERVAL, axis=0, method="weibull").astype(np.float32)
+            parts["lower"], parts["upper"] = quantiles_of_draws(values, INTERVAL).astype(np.float32)
         return parts
 
     @torch.inference_mode()

@@ -13,6 +13,7 @@ from scipy import sparse
 from diffvi._random import CellStreams
 from diffvi.data import TrainingTable, sample_counts
 from diffvi.metrics import log_normalise
+from diffvi.metrics._resampling import quantiles_of_draws
 from diffvi.process import get_sampler
 
 from ._generation import DEFAULT_STEPS
@@ -98,7 +99,7 @@ class TranslationDrawsMixin(SourceMixin):
             "mean": counts.mean(1),
             "std": counts.std(1),
             "log1p": np.log1p(counts).mean(1),
-            "quantiles": _quantiles(counts, levels),
+            "quantiles": quantiles_of_draws(counts, levels, axis=1),
             "levels": np.array([levels]),
             "foreground": foreground.mean(1),
             "counts": counts[:, 0].astype(np.int32),
@@ -127,7 +128,7 @@ class TranslationDrawsMixin(SourceMixin):
             "mean": rates.mean(1),
             "std": np.sqrt(rates.var(1) + spread.mean(1)),
             "log1p": logged.cpu().numpy(),
-            "quantiles": _quantiles(counts, levels),
+            "quantiles": quantiles_of_draws(counts, levels, axis=1),
             "levels": np.array([levels]),
             "counts": sparse.csr_matrix(counts[:, 0]),
         }
@@ -210,11 +211,3 @@ class TranslationDrawsMixin(SourceMixin):
             gap, error = path - mean, np.nan_to_num(truth) - mean
             weight = float((precision * gap * error).sum() / max(float((precision * gap**2).sum()), 1e-9))
             self.path_weights_[modality] = float(np.clip(weight, 0.0, 1.0))
-
-
-def _quantiles(counts: np.ndarray, levels: list[float]) -> np.ndarray:
-    """Quantiles over draws, ``(n_levels, n_cells, n_features)``.
-
-    By ranks over the number of draws and one: then a new value falls below as often as the level says.
-    """
-    return np.quantile(counts, levels, axis=1, method="weibull")

@@ -179,6 +179,11 @@ class LocalKriging:
         return float(np.average(error.mean(0), weights=weight))
 
     @property
+    def variance(self) -> np.ndarray:
+        """Variance of each feature where nothing is known, ``(n_features,)``."""
+        return np.asarray(np.exp(self.log_amplitudes).sum(1) + np.exp(self.log_nuggets))[self.kinds]
+
+    @property
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ranges, amplitudes, nuggets, metric = map(
             torch.as_tensor, (self.log_ranges, self.log_amplitudes, self.log_nuggets, self.metric)
